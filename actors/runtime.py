@@ -37,7 +37,7 @@ from broker.contract.boot import BOOT_FAILED, CRASHED, DRAINED, Boot, process_st
 from broker.contract.errors import EcmError
 from broker.contract.paths import StateDir
 from broker.contract.sockets import ipc
-from shm.live.arena import Arena
+from shm.arena import Arena
 from shm.live.clock import EngineClock
 from shm.live.faults import FaultTable
 from shm.live.heartbeat import Heartbeats
@@ -63,7 +63,7 @@ class Actor(Protocol):
     def on_message(self, message: Message) -> None:
         """One message of the broker that the runtime does not answer itself.  Must not block."""
 
-    async def drain(self, now: bool) -> None:  # noqa: FBT001
+    async def drain(self, now: bool) -> None:
         """Finish what is in flight (`now`: drop it) and return within a bounded time.
 
         May be called with `now` while an unhurried drain is under way: both then end soon.
@@ -99,7 +99,7 @@ def run(boot: Boot, actor_factory: Callable[[], Actor]) -> None:
     try:
         lock = _hold_actors_lock(StateDir(Path(boot.state_dir)))
     except OSError as error:
-        log.error("actor could not start", reason=f"actors.lock: {error.strerror}")
+        log.error("actor could not start", reason=f"actors.lock: {error.strerror}")  # noqa: TRY400  one line, no stack
         raise SystemExit(BOOT_FAILED) from error
     _pin(boot, log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -179,7 +179,7 @@ class _Mailbox:
             self._socket.send(codec.pack(full), zmq.NOBLOCK)
         except zmq.Again:
             return
-        if self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+        if self._socket.poll(0):
             asyncio.get_running_loop().call_soon(self.poll)
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
