@@ -1,0 +1,136 @@
+"""What the rehearsal server remembers: counts, duplicates, and the accepted messages if somebody wants them.
+
+It never refuses anything. Messages are written in batches: a line is in the file at the latest FLUSH_S after its
+message was accepted while the sink is idle, and always when the sink has printed its counts.
+
+Invariants
+- `messages` counts accepted messages, one per recipient; what was refused or dropped is counted elsewhere.
+- A duplicate is an accepted message whose recipient and Message-ID were accepted before; it counts in `messages` too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from pathlib import Path
+
+__all__ = ["FLUSH_S", "Record"]
+
+FLUSH_S = 0.05  # long enough to batch, short enough that a person looking at the file sees it live
+_FLUSH_BYTES = 1 << 22  # a busy sink writes sooner, to bound memory
+
+_MESSAGE_ID_RE = re.compile(rb"(?:^|\r\n)Message-ID:[ \t]*([^\r\n]*)\r\n", re.IGNORECASE)
+
+COUNTERS = (
+    "sessions",
+    "messages",
+    "bytes",
+    "deferred",
+    "bounced",
+    "dropped_before",
+    "dropped_after",
+    "closed_421",
+    "refused",
+    "duplicates",
+)
+
+
+class Record:
+    """Counts of one run, and its NDJSON file.
+
+    keep    directory that gets `messages.ndjson` (appended); None = keep no messages
+    Raises OSError if the directory cannot be made or the file not opened.
+    """
+
+    def __init__(self, keep: Path | None = None) -> None:
+        self.counts = dict.fromkeys(COUNTERS, 0)
+        self.sessions_open = 0
+        self.sessions_most = 0
+        self._seen: set[int] = set()
+        self._lines: list[bytes] = []
+        self._waiting_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._file = None
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            self._file = (keep / "messages.ndjson").open("ab", buffering=0)
+
+    def opened(self) -> None:
+        """A session began."""
+        self.counts["sessions"] += 1
+        self.sessions_open += 1
+        self.sessions_most = max(self.sessions_most, self.sessions_open)
+
+    def closed(self) -> None:
+        """A session ended."""
+        self.sessions_open -= 1
+
+    def accepted(self, mail_from: bytes, recipient: bytes, body: bytes) -> None:
+        """One message was accepted for one recipient; `body` is still dot-stuffed. Hot."""
+        counts = self.counts
+        counts["messages"] += 1
+        counts["bytes"] += len(body)
+        identity = _message_id(body)
+        if identity:
+            # A 64-bit hash a message: exact enough for a rehearsal, and a million messages stay small.
+            mark = hash((recipient, identity))
+            if mark in self._seen:
+                counts["duplicates"] += 1
+            else:
+                self._seen.add(mark)
+        if self._file is not None:
+            self._keep(mail_from, recipient, body)
+
+    def _keep(self, mail_from: bytes, recipient: bytes, body: bytes) -> None:
+        data = body.replace(b"\r\n..", b"\r\n.")
+        if data.startswith(b".."):
+            data = data[1:]
+        line = json.dumps(
+            {
+                "time": time.time(),
+                "mail_from": mail_from.decode("utf-8", "backslashreplace"),
+                "rcpt_to": recipient.decode("utf-8", "backslashreplace"),
+                "data": data.decode("latin-1"),
+            }
+        ).encode()
+        self._lines.append(line)
+        self._waiting_bytes += len(line)
+        if self._waiting_bytes > _FLUSH_BYTES:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Write what waits. Raises OSError if the disk does not take it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._file is None or not self._lines:
+            return
+        batch = memoryview(b"\n".join(self._lines) + b"\n")
+        self._lines.clear()
+        self._waiting_bytes = 0
+        while batch:
+            batch = batch[self._file.write(batch) :]
+
+    def totals(self) -> dict[str, int]:
+        """All counts, for printing."""
+        return {**self.counts, "sessions_open": self.sessions_open, "sessions_most": self.sessions_most}
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _message_id(body: bytes) -> bytes:
+    """The value of the Message-ID header, or nothing."""
+    start = body.find(b"\r\nMessage-ID: ")  # as our own messages spell it: no search of a case-insensitive kind
+    if start >= 0:
+        return body[start + 14 : body.find(b"\r\n", start + 14)]
+    match = _MESSAGE_ID_RE.search(body, 0, body.find(b"\r\n\r\n") + 2)
+    return match[1] if match is not None else b""
