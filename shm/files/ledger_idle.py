@@ -1,0 +1,120 @@
+"""What the broker does to a ledger that nobody leases: recovery after a death, cancel, retry, give-up, poison.
+
+The broker is the leaseholder of every idle shard, so the law of a holder is its law too. Each change here
+
+1. makes the summary untrue on the disk, if it was true,
+2. stores word B, then word A, of the rows,
+3. syncs them, writes the summary anew and syncs that,
+
+so a crash between any two steps leaves a ledger that is counted from its rows. A change that finds no row writes
+nothing. The syncs make these functions slow (milliseconds): they run in a worker thread, never on the broker's loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+
+from shm.files.ledger_states import STICKY, States
+from shm.files.ledger_words import HIGH_SHIFT, NO_STATE, STATE, Rows, expired_rows, move, released, rows_in
+
+if TYPE_CHECKING:
+    from shm.files.ledger import Ledger
+
+__all__ = ["Policy", "Recovered", "cancel_idle", "give_up", "poison", "recover", "retry"]
+
+Policy = Literal["resend", "hold"]
+RETRIED: Final = frozenset({States.FAILED, States.UNCERTAIN})
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a recovery changed, in rows.
+
+    released    CLAIMED rows that went back to what they were
+    uncertain   rows of which nobody knows whether they were accepted; of these,
+    resent      will be sent once more (policy `resend`), and
+    held        stay UNCERTAIN: policy `hold`, or sent twice already
+    """
+
+    released: int = 0
+    uncertain: int = 0
+    resent: int = 0
+    held: int = 0
+
+
+def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int) -> Recovered:
+    """Settle what a dead holder left CLAIMED or SENDING.
+
+    power_lost   the machine went down since the lease was opened (the boot id differs), or the file was restored
+                 after a failed sync: then a CLAIMED row may have been sent too
+    policy       `resend`: a row that is not sticky is due now, sticky; `hold`: it stays UNCERTAIN. A campaign that is
+                 being cancelled resends nothing, so its broker passes `hold`
+    """
+    words = ledger.words()
+    claimed = rows_in(words, (States.CLAIMED,))
+    sending = rows_in(words, (States.SENDING,))
+    lost = np.sort(np.concatenate((claimed, sending))) if power_lost else sending
+    back = claimed[:0] if power_lost else claimed
+    if len(lost) + len(back) == 0 and ledger.is_closed:
+        return Recovered()
+    ledger.distrust()
+    words[back, 0] = released(words[back, 0])
+    a, b = words[lost, 0], words[lost, 1]
+    again = (a & STICKY == 0) if policy == "resend" else np.zeros(len(a), np.bool_)
+    due_now = (b >> HIGH_SHIFT << HIGH_SHIFT) | np.uint64(now_s)  # the time of the first attempt goes on
+    words[lost, 1] = np.where(again, due_now, np.uint64(now_s << 32))
+    words[lost, 0] = (a & NO_STATE) | np.where(again, STICKY | States.DEFERRED, States.UNCERTAIN).astype(np.uint64)
+    ledger.settle()
+    resent = int(np.count_nonzero(again))
+    return Recovered(len(back), len(lost), resent, len(lost) - resent)
+
+
+def cancel_idle(ledger: Ledger, now_s: int) -> int:
+    """PENDING, CLAIMED, DEFERRED -> CANCELLED; how many. Recover first: a row being sent is not cancelled."""
+    sources = (States.PENDING, States.CLAIMED, States.DEFERRED)
+    return _move_durably(ledger, rows_in(ledger.words(), sources), States.CANCELLED, sources, now_s)
+
+
+def give_up(ledger: Ledger, now_s: int, give_up_s: int) -> int:
+    """DEFERRED rows first attempted `give_up_s` or longer ago -> FAILED; how many. What was never attempted stays."""
+    rows = expired_rows(ledger.words(), now_s, give_up_s)
+    return _move_durably(ledger, rows, States.FAILED, (States.DEFERRED,), now_s)
+
+
+def poison(ledger: Ledger, now_s: int) -> Rows:
+    """CLAIMED, SENDING -> FAILED: the rows that a shard leased one row at a time died with. Instead of `recover`."""
+    sources = (States.CLAIMED, States.SENDING)
+    rows = rows_in(ledger.words(), sources)
+    _move_durably(ledger, rows, States.FAILED, sources, now_s)
+    return rows
+
+
+def retry(ledger: Ledger, states: Collection[States], now_s: int) -> int:
+    """FAILED and / or UNCERTAIN -> DEFERRED, due now; how many. UNCERTAIN rows become sticky.
+
+    The time after which a row is given up begins anew, with its next attempt.
+    """
+    assert RETRIED.issuperset(states), "only what failed or is uncertain is retried"
+    words = ledger.words()
+    rows = rows_in(words, tuple(states))
+    if len(rows) == 0:
+        return 0
+    ledger.distrust()
+    a = words[rows, 0]
+    sticky = np.where(a & STATE == States.UNCERTAIN, STICKY, 0).astype(np.uint64)
+    words[rows, 1] = np.uint64(now_s)
+    words[rows, 0] = (a & NO_STATE) | sticky | np.uint64(States.DEFERRED)
+    ledger.settle()
+    return len(rows)
+
+
+def _move_durably(ledger: Ledger, rows: Rows, to: States, sources: tuple[States, ...], now_s: int) -> int:
+    if len(rows):
+        ledger.distrust()
+        move(ledger.words(), rows, to, frm=sources, at_s=now_s)
+        ledger.settle()
+    return len(rows)
