@@ -27,7 +27,7 @@ LOW: Final = np.uint64(0xFFFF_FFFF)
 HIGH_SHIFT: Final = np.uint64(32)
 STATE: Final = np.uint64(STATE_MASK)
 NO_STATE: Final = ~STATE
-CODES: Final = 1 << 4  # numbers that four bits can hold
+LOW_BYTE: Final = np.uint64(0xFF)  # state, sticky and the bits between, which are zero
 
 # states whose time in B is the conclusion of an attempt, if there was one
 ATTEMPT_ENDS: Final = (States.SENT, States.BOUNCED, States.FAILED, States.UNCERTAIN)
@@ -63,29 +63,24 @@ def count_rows(words: Words, first_ns: int, last_ns: int) -> Counts:
     Raises ValueError, naming the row, for a state that does not exist.
     """
     a = words[:, 0].copy()
-    states = (a & STATE).view(np.int64)
-    found = np.bincount(states, minlength=CODES)
-    if found[len(States) :].any():
-        row = int(np.flatnonzero(states >= len(States))[0])
-        raise ValueError(f"row {row} has state {int(states[row])}, which does not exist")
-    by_state = tuple(found[: len(States)].tolist())
-    if by_state[States.PENDING] + by_state[States.DUPLICATE] == len(a):
-        return Counts(by_state, 0, int(np.count_nonzero(a & STICKY)), 0, first_ns, last_ns)
-    attempts = a >> np.uint64(8) & ATTEMPTS_MAX
-    next_s = 0
-    if by_state[States.DEFERRED]:
-        times = words[states == States.DEFERRED, 1] & LOW
-        times = times[times > 0]  # 0: its holder has just concluded it
-        next_s = int(times.min()) if len(times) else 0
-    first_s, last_s = _times(words, states, attempts > 0)
-    return Counts(
-        by_state,
-        int(attempts.sum()),
-        int(np.count_nonzero(a & STICKY)),
-        next_s,
-        first_ns or first_s * SECOND_NS,
-        max(last_ns, last_s * SECOND_NS),
-    )
+    low = np.bincount((a & LOW_BYTE).view(np.int64), minlength=256).reshape(16, 16)  # bits 4-7 by bits 0-3
+    by_state = tuple((low[0] + low[STICKY >> 4])[: len(States)].tolist())
+    if sum(by_state) != len(a):
+        row = int(np.flatnonzero((a & np.uint64(0x70) != 0) | (a & STATE >= len(States)))[0])
+        raise ValueError(f"row {row} begins with byte {int(a[row] & LOW_BYTE)}, which is no state")
+    resent = int(low[STICKY >> 4].sum())
+    tried = a.view(np.uint8).reshape(-1, 8)[:, 1]
+    attempts = int(tried.sum(dtype=np.int64))
+    halves = words.view(np.uint32).reshape(-1, 4)
+    states = a & STATE
+    # a time of 0 is none: a reader may meet the word B of a row that has moved on since its word A was read
+    next_s = _least(halves[:, 2] * (states == States.DEFERRED)) if by_state[States.DEFERRED] else 0
+    if attempts:
+        seconds = halves[:, 3] * (tried > 0)
+        # a concluded row no longer knows its first attempt: this one is up to one conversation too late
+        first_ns = first_ns or _least(seconds) * SECOND_NS
+        last_ns = max(last_ns, int((seconds * _among(states, ATTEMPT_ENDS)).max()) * SECOND_NS)
+    return Counts(by_state, attempts, resent, next_s, first_ns, last_ns)
 
 
 def released(a: Words) -> Words:
@@ -111,14 +106,6 @@ def _among(states: Words, wanted: Sequence[int]) -> npt.NDArray[np.bool_]:
     return among
 
 
-def _times(words: Words, states: npt.NDArray[np.int64], attempted: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """Seconds of the first attempt and of the last conclusion that the rows still know; 0 for none.
-
-    A concluded row no longer knows its first attempt, so the first time is then up to one conversation too late.
-    """
-    seconds = (words[:, 1] >> HIGH_SHIFT)[attempted]
-    ended = _among(states[attempted].view(np.uint64), ATTEMPT_ENDS)
-    known = seconds[seconds > 0]
-    first = int(known.min()) if len(known) else 0
-    concluded = seconds[ended]
-    return first, int(concluded.max()) if len(concluded) else 0
+def _least(times: npt.NDArray[np.uint32]) -> int:
+    """The least time that is not 0, or 0: one below 0 is the largest number there is."""
+    return (int((times - np.uint32(1)).min()) + 1) & 0xFFFF_FFFF
