@@ -370,9 +370,9 @@ class Ledger:
 
     # Changes by the broker, in a worker thread, while nobody holds a lease: they sync (ledger_idle.py).
 
-    def recover(self, power_lost: bool, policy: Policy, now_s: int) -> Recovered:
+    def recover(self, power_lost: bool, policy: Policy, now_s: int, poison: bool = False) -> Recovered:
         """Settle what a dead holder left CLAIMED or SENDING (ledger_idle.recover)."""
-        return ledger_idle.recover(self, power_lost=power_lost, policy=policy, now_s=now_s)
+        return ledger_idle.recover(self, power_lost=power_lost, policy=policy, now_s=now_s, poison=poison)
 
     def cancel_idle(self, now_s: int = 0) -> int:
         """PENDING, CLAIMED, DEFERRED -> CANCELLED; how many."""
@@ -385,7 +385,3 @@ class Ledger:
     def give_up(self, now_s: int, give_up_s: int) -> int:
         """DEFERRED rows first attempted `give_up_s` or longer ago -> FAILED; how many."""
         return ledger_idle.give_up(self, now_s, give_up_s)
-
-    def poison(self, now_s: int) -> Rows:
-        """CLAIMED, SENDING -> FAILED: which rows crashed their sender."""
-        return ledger_idle.poison(self, now_s)

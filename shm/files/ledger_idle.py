@@ -24,7 +24,7 @@ from shm.files.ledger_words import HIGH_SHIFT, NO_STATE, STATE, Rows, expired_ro
 if TYPE_CHECKING:
     from shm.files.ledger import Ledger
 
-__all__ = ["Policy", "Recovered", "cancel_idle", "give_up", "poison", "recover", "retry"]
+__all__ = ["Policy", "Recovered", "cancel_idle", "give_up", "recover", "retry"]
 
 Policy = Literal["resend", "hold"]
 RETRIED: Final = frozenset({States.FAILED, States.UNCERTAIN})
@@ -35,32 +35,40 @@ class Recovered:
     """What a recovery changed, in rows.
 
     released    CLAIMED rows that went back to what they were
+    poisoned    CLAIMED and SENDING rows that became FAILED, since they crash their sender
     uncertain   rows of which nobody knows whether they were accepted; of these,
     resent      will be sent once more (policy `resend`), and
     held        stay UNCERTAIN: policy `hold`, or sent twice already
     """
 
     released: int = 0
+    poisoned: int = 0
     uncertain: int = 0
     resent: int = 0
     held: int = 0
 
 
-def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int) -> Recovered:
+def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int, poison: bool) -> Recovered:
     """Settle what a dead holder left CLAIMED or SENDING.
 
     power_lost   the machine went down since the lease was opened (the boot id differs), or the file was restored
                  after a failed sync: then a CLAIMED row may have been sent too
     policy       `resend`: a row that is not sticky is due now, sticky; `hold`: it stays UNCERTAIN. A campaign that is
                  being cancelled resends nothing, so its broker passes `hold`
+    poison       the shard was leased one row at a time and its holder died again: that row fails, whatever else
+    A ledger whose summary is true may be passed too: after a power loss its rows may be newer than its header.
     """
+    poisoned = 0
+    if poison:
+        sources = (States.CLAIMED, States.SENDING)
+        poisoned = _move_durably(ledger, rows_in(ledger.words(), sources), States.FAILED, sources, now_s)
     words = ledger.words()
     claimed = rows_in(words, (States.CLAIMED,))
     sending = rows_in(words, (States.SENDING,))
     lost = np.sort(np.concatenate((claimed, sending))) if power_lost else sending
     back = claimed[:0] if power_lost else claimed
-    if len(lost) + len(back) == 0 and ledger.is_closed:
-        return Recovered()
+    if len(lost) + len(back) == 0 and (ledger.is_closed or not ledger.open_epoch):
+        return Recovered(poisoned=poisoned)
     ledger.distrust()
     words[back, 0] = released(words[back, 0])
     a, b = words[lost, 0], words[lost, 1]
@@ -70,7 +78,7 @@ def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int) -> 
     words[lost, 0] = (a & NO_STATE) | np.where(again, STICKY | States.DEFERRED, States.UNCERTAIN).astype(np.uint64)
     ledger.settle()
     resent = int(np.count_nonzero(again))
-    return Recovered(len(back), len(lost), resent, len(lost) - resent)
+    return Recovered(len(back), poisoned, len(lost), resent, len(lost) - resent)
 
 
 def cancel_idle(ledger: Ledger, now_s: int) -> int:
@@ -83,14 +91,6 @@ def give_up(ledger: Ledger, now_s: int, give_up_s: int) -> int:
     """DEFERRED rows first attempted `give_up_s` or longer ago -> FAILED; how many. What was never attempted stays."""
     rows = expired_rows(ledger.words(), now_s, give_up_s)
     return _move_durably(ledger, rows, States.FAILED, (States.DEFERRED,), now_s)
-
-
-def poison(ledger: Ledger, now_s: int) -> Rows:
-    """CLAIMED, SENDING -> FAILED: the rows that a shard leased one row at a time died with. Instead of `recover`."""
-    sources = (States.CLAIMED, States.SENDING)
-    rows = rows_in(ledger.words(), sources)
-    _move_durably(ledger, rows, States.FAILED, sources, now_s)
-    return rows
 
 
 def retry(ledger: Ledger, states: Collection[States], now_s: int) -> int:
