@@ -12,11 +12,14 @@ from pydantic import Field
 
 from broker.contract.problems import Table
 
-__all__ = ["Count", "Milliseconds", "Rate", "Seconds", "Share", "Timeout", "Weight"]
+__all__ = ["Count", "Milliseconds", "OptionalSeconds", "Rate", "Seconds", "Share", "Timeout", "Weight"]
 
 Count = Annotated[int, Field(ge=0, le=10**12, description="a whole number from 0 (no limit)")]
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000, description="a number of milliseconds from 0 to 3600000")]
 Seconds = Annotated[int, Field(ge=1, le=30 * 86400, description="a whole number of seconds from 1 to 2592000")]
+OptionalSeconds = Annotated[
+    int | None, Field(ge=1, le=30 * 86400, description="a whole number of seconds from 1 to 2592000")
+]
 Timeout = Annotated[float, Field(gt=0, le=3600, description="a number of seconds above 0, at most 3600")]
 Share = Annotated[float, Field(ge=0, le=1, description="a share from 0 to 1")]
 Weight = Annotated[int, Field(ge=1, le=1000, description="a whole number from 1 to 1000")]
@@ -36,7 +39,7 @@ class Rate(Table):
     per_minute: Count = 0
     per_hour: Count = 0
     per_day: Count = 0
-    burst: Annotated[int, Field(ge=0, le=10**9, description="a whole number from 0")] | None = None
+    burst: Annotated[int | None, Field(ge=0, le=10**9, description="a whole number from 0")] = None
     wait_ms: Milliseconds = 0.0
     cooldown_ms: Milliseconds = 0.0
 

@@ -68,17 +68,26 @@ class Problem:
     hint: str | None = None
     at_key: bool = False
 
+    def place(self, places: Places) -> tuple[int, int]:
+        """Line and column to point at."""
+        return places.key(self.path) if self.at_key else places.value(self.path)
+
     def error(self, file: str, places: Places) -> EcmError:
         """The problem as the error a user sees."""
-        line, column = places.key(self.path) if self.at_key else places.value(self.path)
+        line, column = self.place(places)
         field = dotted(self.path) or None
         return EcmError(self.code, self.message, file=file, line=line, column=column, field=field, hint=self.hint)
 
 
 def in_file_order(problems: Iterable[Problem], file: str, places: Places) -> list[EcmError]:
-    """The problems as errors, the one that stands first in the file first."""
-    errors = [problem.error(file, places) for problem in problems]
-    return sorted(errors, key=lambda error: (error.line or 0, error.column or 0))
+    """The problems as errors, the one that stands first in the file first.
+
+    What is missing stands nowhere and comes last: often a misspelt key is the cause of it.
+    """
+    return [
+        problem.error(file, places)
+        for problem in sorted(problems, key=lambda p: (p.path not in places, p.place(places)))
+    ]
 
 
 def wrong(text: str, *, hint: str | None = None, code: str = "invalid_value") -> PydanticCustomError:

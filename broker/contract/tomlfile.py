@@ -85,6 +85,9 @@ class Places:
         self._tables: dict[KeyPath, int] = {}  # arrays of tables: how many elements so far
         self._scan()
 
+    def __contains__(self, path: KeyPath) -> bool:
+        return path in self._keys or path in self._values
+
     def key(self, path: KeyPath) -> tuple[int, int]:
         """Line and column of a key (a table's header counts as its key), or of the nearest thing around it."""
         return self._nearest(path, self._keys)
