@@ -77,10 +77,13 @@ class Segment:
     __slots__ = ("_shm", "buf", "name", "size")
 
     def __init__(self, shm: Any) -> None:
-        self._shm = shm
         self.name: str = shm.name
         self.size: int = shm.size
         self.buf: memoryview = shm.buf
+        # From here on the views own the mapping: it goes when the last of them is dropped. Left to SharedMemory, its
+        # `close` raises BufferError while any view lives, and so does its `__del__`, into every process's last lines.
+        shm._buf = shm._mmap = None  # noqa: SLF001
+        self._shm = shm
 
     @classmethod
     def create(cls, name: str, size: int, owner: tuple[int, int] | None = None) -> Segment:
@@ -114,20 +117,12 @@ class Segment:
         return status.st_uid, status.st_gid
 
     def close(self) -> None:
-        """Drop the mapping; safe to call twice.
+        """Let go of the memory and the descriptor; safe to call twice, and never fails.
 
-        Views taken from the segment stay valid: the memory is unmapped when the last of them is dropped. Python's own
-        `close` raises BufferError in that case and keeps the descriptor open, at every later attempt too.
+        Views taken from the segment stay valid: the memory is unmapped when the last of them is dropped.
         """
-        shm, self._shm = self._shm, None
-        if shm is None:
-            return
         self.buf = memoryview(b"")
-        try:
-            shm.close()
-        except BufferError:
-            shm._buf = shm._mmap = None  # noqa: SLF001  the views own the mapping from here on
-            shm.close()  # what is left of it: the descriptor
+        self._shm.close()
 
 
 def unlink(name: str) -> None:

@@ -22,7 +22,6 @@ order word
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,7 +31,18 @@ from shm.live.layout import LANE, Table, record, word_of
 if TYPE_CHECKING:
     from shm.arena import Arena
 
-__all__ = ["ACTOR_HALF", "BROKER_HALF", "TABLES", "Action", "LeaseTable", "Order", "pack_order", "unpack_order"]
+__all__ = [
+    "ACTOR_HALF",
+    "BROKER_HALF",
+    "CANCEL",
+    "RETURN",
+    "RUN",
+    "TABLES",
+    "LeaseTable",
+    "Order",
+    "pack_order",
+    "unpack_order",
+]
 
 BROKER_HALF = record(
     [("number", "<i8"), ("campaign", "<i8"), ("shard", "<i8"), ("epoch", "<i8"), ("order", "<i8"), ("check", "<i8")],
@@ -54,12 +64,7 @@ _ROWS_MAX_LIMIT = (1 << 24) - 1
 _RELAY_LIMIT = (1 << 16) - 1
 
 
-class Action(IntEnum):
-    """What the holder of a lease is to do."""
-
-    RUN = 1
-    RETURN = 2
-    CANCEL = 3
+RUN, RETURN, CANCEL = 1, 2, 3  # actions: what the holder of a lease is to do
 
 
 class Order(NamedTuple):
@@ -78,7 +83,7 @@ class Order(NamedTuple):
 
 def pack_order(action: int, *, gated: bool, rows_max: int = 0, relay: int = 0) -> int:
     """Return the order word."""
-    assert 1 <= action <= 3, action
+    assert action in (RUN, RETURN, CANCEL), action
     assert 0 <= rows_max <= _ROWS_MAX_LIMIT, rows_max
     assert 0 <= relay <= _RELAY_LIMIT, relay
     return action | int(gated) << 8 | rows_max << 16 | relay << 40

@@ -16,7 +16,6 @@ broker's half
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,11 +35,13 @@ __all__ = [
     "FAILURES",
     "MODE",
     "MODE_CEILING",
+    "PROBING",
     "REFUSALS",
     "SINCE_NS",
     "STATE",
     "TABLES",
-    "RelayState",
+    "TRIPPED",
+    "UP",
     "RelayTable",
     "RelayUse",
 ]
@@ -63,12 +64,7 @@ ALLOWANCE, STATE, MODE_CEILING = range(3)
 _WORDS = LANE // 8
 
 
-class RelayState(IntEnum):
-    """How a relay stands; 0 is a relay nobody declared."""
-
-    UP = 1
-    TRIPPED = 2
-    PROBING = 3
+UP, TRIPPED, PROBING = 1, 2, 3  # states; 0: a relay nobody declared
 
 
 class RelayUse(NamedTuple):
@@ -107,12 +103,12 @@ class RelayTable:
         words[at + STATE] = state
         words[at + ALLOWANCE] = allowance
 
-    def use(self, row: int, relay: int) -> RelayUse:
+    def read(self, row: int, relay: int) -> RelayUse:
         """Return what an actor says of a relay."""
         at = (row * self._relays + relay) * _WORDS
         return RelayUse(*self._actor[at : at + SINCE_NS + 1].tolist())
 
-    def uses(self) -> npt.NDArray[np.int64]:
+    def read_all(self) -> npt.NDArray[np.int64]:
         """Return int64[actors, relays, 6] in the order of RelayUse: a copy."""
         view = self._actor_table.view(np.int64).reshape(*self._actor_table.shape, _WORDS)
         return view[..., : SINCE_NS + 1].copy()
@@ -133,7 +129,7 @@ class RelayTable:
         return self._broker[(row * self._relays + relay) * _WORDS + ALLOWANCE]
 
     def state(self, row: int, relay: int) -> int:
-        """Return how the relay stands (RelayState)."""
+        """Return how the relay stands: UP, TRIPPED or PROBING."""
         return self._broker[(row * self._relays + relay) * _WORDS + STATE]
 
     def mode_ceiling(self, row: int, relay: int) -> int:
