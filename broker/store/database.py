@@ -25,7 +25,16 @@ from sqlalchemy.exc import DatabaseError
 
 from broker.contract.errors import EcmError
 
-__all__ = ["BUSY_TIMEOUT_MS", "HEADS", "MIGRATIONS", "Kind", "connect_read_only", "open_database", "recorded_version"]
+__all__ = [
+    "BUSY_TIMEOUT_MS",
+    "HEADS",
+    "MIGRATIONS",
+    "Kind",
+    "connect_read_only",
+    "explained",
+    "open_database",
+    "recorded_version",
+]
 
 Kind = Literal["store", "audience"]
 
@@ -56,7 +65,7 @@ def open_database(path: Path, kind: Kind) -> Engine:
                 _migrate(connection, kind, path)
     except DatabaseError as error:
         engine.dispose()
-        raise _explained(path, error) from error
+        raise explained(path, error.orig) from error
     except BaseException:
         engine.dispose()
         raise
@@ -82,6 +91,16 @@ def recorded_version(connection: Connection) -> str | None:
         return None
     version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
     return version
+
+
+def explained(path: Path, error: BaseException | None) -> EcmError:
+    """The driver's error as one line for the operator."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte; the others tell which system call it was
+    if code == sqlite3.SQLITE_FULL:
+        return EcmError("disk_full", "no space left for the database", file=str(path), hint="free some space")
+    if code == sqlite3.SQLITE_READONLY:
+        return EcmError("state_unwritable", "the database is not writable", file=str(path))
+    return EcmError("io_failed", f"the database failed: {error}", file=str(path))
 
 
 def _touch(path: Path) -> None:
@@ -129,14 +148,3 @@ def _migrate(connection: Connection, kind: Kind, path: Path) -> None:
             file=str(path),
             hint=f"start the version that made it, or a newer one; this one knows up to {HEADS[kind]}",
         ) from error
-
-
-def _explained(path: Path, error: DatabaseError) -> EcmError:
-    """The driver's error as one line for the operator."""
-    cause = error.orig
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
-        return EcmError("disk_full", "the disk is full", file=str(path), hint="free some space and start again")
-    if code == sqlite3.SQLITE_READONLY:
-        return EcmError("state_unwritable", "the database is not writable", file=str(path))
-    return EcmError("io_failed", f"cannot open the database: {cause}", file=str(path))

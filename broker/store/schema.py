@@ -43,8 +43,7 @@ campaigns = Table(
     Column("finished", Double),  # the end, cancelled ones too
     Column("started_ns", BigInteger),  # first attempt
     Column("spec", LargeBinary, nullable=False),  # packed CampaignSpec.to_map()
-    Column("counts", LargeBinary, nullable=False),  # packed map: the snapshot's numbers, at the end the whole account
-    Column("rejects_file", Text),
+    Column("counts", LargeBinary),  # packed map: the snapshot's numbers, at the end the whole account; null: not known
     Column("suppressed_position", BigInteger),  # the last suppression change that the snapshot knew
     CheckConstraint(
         "state IN ('draft', 'preparing', 'running', 'waiting', 'paused', 'finished', 'cancelled')",
@@ -70,8 +69,7 @@ jobs = Table(
     Column("kind", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("args", LargeBinary, nullable=False),  # packed map
-    Column("progress", LargeBinary),
-    Column("result", LargeBinary),
+    Column("result", LargeBinary),  # packed map; progress is kept in memory alone: a restart begins the work again
     Column("error", LargeBinary),  # packed EcmError map
     Column("key", Text, unique=True),  # idempotency: asking twice under one key is one job
     Column("created", Double, nullable=False),
@@ -91,7 +89,7 @@ requests = Table(
 )
 Index("requests_created", requests.c.created)
 
-# Who is suppressed now. The row number is the number of the change that put it here, so rows are appended in order
+# Who is suppressed now. The position is the number of the change that put it here, so rows are appended in order
 # and only the small index on the key is written at random places: 2,000,000 keys are a 50 MB index, which an import
 # sorted by key fills page by page.
 suppressions = Table(

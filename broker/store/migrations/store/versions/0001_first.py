@@ -19,8 +19,7 @@ def upgrade() -> None:
         sa.Column("finished", sa.Double),
         sa.Column("started_ns", sa.BigInteger),
         sa.Column("spec", sa.LargeBinary, nullable=False),
-        sa.Column("counts", sa.LargeBinary, nullable=False),
-        sa.Column("rejects_file", sa.Text),
+        sa.Column("counts", sa.LargeBinary),
         sa.Column("suppressed_position", sa.BigInteger),
         sa.CheckConstraint(
             "state IN ('draft', 'preparing', 'running', 'waiting', 'paused', 'finished', 'cancelled')",
@@ -42,7 +41,6 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("args", sa.LargeBinary, nullable=False),
-        sa.Column("progress", sa.LargeBinary),
         sa.Column("result", sa.LargeBinary),
         sa.Column("error", sa.LargeBinary),
         sa.Column("key", sa.Text, unique=True),
