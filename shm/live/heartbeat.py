@@ -4,8 +4,8 @@ May not: judge who is late (`broker/supervisor.py` does).
 
 Invariants
 - A row has two halves with one writer each, a lane or more apart.
-- The actor's half names whom it speaks for: its pid. Until a successor says hello the row still shows what its
-  predecessor left, so a reader that waits for a process compares pids before it believes the rest.
+- The actor's half counts only while its pid is the one in the broker's half: what a predecessor left in a row is
+  never taken for a sign of life of its successor.
 
 Row 0 is the broker (which writes both its halves), rows 1..n are senders 0..n-1, then the loader, then the monitor.
 
@@ -20,6 +20,7 @@ actor's half
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from shm.live.layout import LANE, Table, record, word_of
@@ -27,21 +28,7 @@ from shm.live.layout import LANE, Table, record, word_of
 if TYPE_CHECKING:
     from shm.arena import Arena
 
-__all__ = [
-    "ACTOR_HALF",
-    "BROKER",
-    "BROKER_HALF",
-    "DRAINING",
-    "ENDED",
-    "LOADER",
-    "MONITOR",
-    "READY",
-    "SENDER",
-    "STARTING",
-    "TABLES",
-    "Heartbeats",
-    "Row",
-]
+__all__ = ["ACTOR_HALF", "BROKER_HALF", "TABLES", "ActorState", "Heartbeats", "Kind", "Row"]
 
 BROKER_HALF = record(
     [("kind", "<i8"), ("index", "<i8"), ("generation", "<i8"), ("pid", "<i8"), ("spawned_ns", "<i8"), ("cpus", "S64")],
@@ -64,17 +51,31 @@ _PID, _STARTTIME, _BEAT, _STATE = 0, 1, 2, 3
 _CPUS_SIZE, _ERROR_SIZE = 64, 96
 
 
-BROKER, SENDER, LOADER, MONITOR = 1, 2, 3, 4  # kinds; 0: the broker has not said whose row it is
-STARTING, READY, DRAINING, ENDED = 1, 2, 3, 4  # states; 0: the actor has not said anything yet
+class Kind(IntEnum):
+    """What a process is; 0 is a row nobody uses."""
+
+    BROKER = 1
+    SENDER = 2
+    LOADER = 3
+    MONITOR = 4
+
+
+class ActorState(IntEnum):
+    """What an actor says of itself; 0 means that it has not said anything yet."""
+
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+    ENDED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One process, as the broker and the process itself tell it; all 0 where nobody has said anything.
+    """One process.
 
-    kind, index, generation, spawned_pid, spawned_ns, cpus   the broker's half; cpus as in `0,2-3`, empty if not pinned
-    pid, starttime, beat_ns, state, error                    the actor's half; starttime is field 22 of /proc/<pid>/stat
-    in clock ticks, times are monotonic ns, error says why it could not start
+    pid        0 if not spawned yet; starttime  field 22 of /proc/<pid>/stat in clock ticks, 0 until it said hello
+    beat_ns    monotonic time of its last beat, 0 before the first; state  an ActorState or 0
+    spawned_ns monotonic; cpus  as in `0,2-3`, empty if not pinned; error  why it could not start, else empty
     """
 
     kind: int
@@ -84,11 +85,10 @@ class Row:
     starttime: int
     beat_ns: int
     state: int
-    row: int
-    spawned_pid: int
-    spawned_ns: int
-    cpus: str
-    error: str
+    row: int = 0
+    spawned_ns: int = 0
+    cpus: str = ""
+    error: str = ""
 
 
 class Heartbeats:
@@ -114,13 +114,17 @@ class Heartbeats:
         spawned_ns: int,
         cpus: str = "",
     ) -> None:
-        """Say who a row belongs to from now on. The pid is stored last."""
+        """Say who a row belongs to from now on. The pid is stored last and gives the actor's half its meaning."""
         self._broker[row * _WORDS + _B_PID] = 0
         entry = self._broker_table[row]
         entry["kind"], entry["index"], entry["generation"] = kind, index, generation
         entry["spawned_ns"] = spawned_ns
         entry["cpus"] = cpus.encode("ascii", "replace")[:_CPUS_SIZE]
         self._broker[row * _WORDS + _B_PID] = pid
+
+    def gone(self, row: int) -> None:
+        """Say that the row's process is dead: its half no longer counts. Kind and index stay."""
+        self._broker[row * _WORDS + _B_PID] = 0
 
     # ---- the actor, in its own row
 
@@ -134,7 +138,7 @@ class Heartbeats:
         words[at + _BEAT] = 0
         self._actor_table[row]["error"] = b""
         words[at + _STARTTIME] = starttime
-        words[at + _STATE] = STARTING
+        words[at + _STATE] = ActorState.STARTING
         words[at + _PID] = pid
 
     def beat(self, row: int, now_ns: int) -> None:
@@ -142,7 +146,7 @@ class Heartbeats:
         self._actor[row * _WORDS + _BEAT] = now_ns
 
     def state(self, row: int, state: int) -> None:
-        """Say what the actor is doing: STARTING, READY, DRAINING or ENDED."""
+        """Say what the actor is doing (ActorState)."""
         self._actor[row * _WORDS + _STATE] = state
 
     def error(self, row: int, text: str) -> None:
@@ -151,25 +155,29 @@ class Heartbeats:
 
     # ---- anybody
 
-    def row(self, row: int) -> Row:
-        """Return what both halves of a row say."""
-        told, said = self._broker_table[row], self._actor_table[row]
+    def row(self, row: int) -> Row | None:
+        """Return what is known of a row, None if it never belonged to a process."""
+        told = self._broker_table[row]
+        if not told["kind"]:
+            return None
+        pid = int(told["pid"])
+        said = self._actor_table[row]
+        spoke = pid != 0 and int(said["pid"]) == pid
         return Row(
             kind=int(told["kind"]),
             index=int(told["index"]),
             generation=int(told["generation"]),
-            pid=int(said["pid"]),
-            starttime=int(said["starttime"]),
-            beat_ns=int(said["beat_ns"]),
-            state=int(said["state"]),
+            pid=pid,
+            starttime=int(said["starttime"]) if spoke else 0,
+            beat_ns=int(said["beat_ns"]) if spoke else 0,
+            state=int(said["state"]) if spoke else 0,
             row=row,
-            spawned_pid=int(told["pid"]),
             spawned_ns=int(told["spawned_ns"]),
             cpus=bytes(told["cpus"]).decode("ascii", "replace"),
-            error=bytes(said["error"]).decode("utf-8", "replace"),
+            error=bytes(said["error"]).decode("utf-8", "replace") if spoke else "",
         )
 
     def rows(self) -> list[Row]:
-        """Return every row of which either half says something, in the order of their numbers."""
-        rows = [self.row(row) for row in range(len(self._broker_table))]
-        return [row for row in rows if row.kind or row.pid]
+        """Return all rows that belong to a process, in the order of their numbers."""
+        found = (self.row(row) for row in range(len(self._broker_table)))
+        return [row for row in found if row is not None]

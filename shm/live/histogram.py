@@ -24,7 +24,7 @@ from shm.live.layout import LANE, Table
 if TYPE_CHECKING:
     from shm.arena import Arena
 
-__all__ = ["BUCKETS", "TABLES", "Histogram", "HistogramReader", "bucket_of", "lower_us", "percentiles"]
+__all__ = ["BUCKETS", "TABLES", "Histogram", "bucket_of", "lower_us", "percentiles", "sum_rows"]
 
 _SUB = 16  # buckets per power of two
 BUCKETS = 384
@@ -73,18 +73,10 @@ class Histogram:
             self._words[(shift << 4) + (us >> shift)] += 1
 
 
-class HistogramReader:
-    """All rows together; for anybody."""
-
-    __slots__ = ("_counts",)
-
-    def __init__(self, arena: Arena) -> None:
-        self._counts = arena.table("histogram")["counts"]
-
-    def total(self) -> npt.NDArray[np.int64]:
-        """Return int64[384]: the counts of all actors."""
-        total: npt.NDArray[np.int64] = self._counts.sum(axis=0, dtype=np.int64)
-        return total
+def sum_rows(arena: Arena) -> npt.NDArray[np.int64]:
+    """Return int64[384]: the counts of all actors together."""
+    total: npt.NDArray[np.int64] = arena.table("histogram")["counts"].sum(axis=0, dtype=np.int64)
+    return total
 
 
 def percentiles(counts: npt.NDArray[np.int64], wanted: Sequence[float]) -> list[float | None]:

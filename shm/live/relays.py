@@ -16,6 +16,7 @@ broker's half
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,13 +36,11 @@ __all__ = [
     "FAILURES",
     "MODE",
     "MODE_CEILING",
-    "PROBING",
     "REFUSALS",
     "SINCE_NS",
     "STATE",
     "TABLES",
-    "TRIPPED",
-    "UP",
+    "RelayState",
     "RelayTable",
     "RelayUse",
 ]
@@ -64,7 +63,12 @@ ALLOWANCE, STATE, MODE_CEILING = range(3)
 _WORDS = LANE // 8
 
 
-UP, TRIPPED, PROBING = 1, 2, 3  # states; 0: a relay nobody declared
+class RelayState(IntEnum):
+    """How a relay stands; 0 is a relay nobody declared."""
+
+    UP = 1
+    TRIPPED = 2
+    PROBING = 3
 
 
 class RelayUse(NamedTuple):
@@ -103,12 +107,12 @@ class RelayTable:
         words[at + STATE] = state
         words[at + ALLOWANCE] = allowance
 
-    def read(self, row: int, relay: int) -> RelayUse:
+    def use(self, row: int, relay: int) -> RelayUse:
         """Return what an actor says of a relay."""
         at = (row * self._relays + relay) * _WORDS
         return RelayUse(*self._actor[at : at + SINCE_NS + 1].tolist())
 
-    def read_all(self) -> npt.NDArray[np.int64]:
+    def uses(self) -> npt.NDArray[np.int64]:
         """Return int64[actors, relays, 6] in the order of RelayUse: a copy."""
         view = self._actor_table.view(np.int64).reshape(*self._actor_table.shape, _WORDS)
         return view[..., : SINCE_NS + 1].copy()
@@ -129,7 +133,7 @@ class RelayTable:
         return self._broker[(row * self._relays + relay) * _WORDS + ALLOWANCE]
 
     def state(self, row: int, relay: int) -> int:
-        """Return how the relay stands: UP, TRIPPED or PROBING."""
+        """Return how the relay stands (RelayState)."""
         return self._broker[(row * self._relays + relay) * _WORDS + STATE]
 
     def mode_ceiling(self, row: int, relay: int) -> int:
