@@ -156,7 +156,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.filename is not None:
             return _fail(EcmError("sink_failed", f"cannot write {error.filename}: {error.strerror}"), arguments.json)
         # uvloop words the errors of bind itself, at length; a resolver's errors have negative numbers.
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
         return _fail(EcmError("sink_failed", f"cannot listen on {where}: {reason}"), arguments.json)
     return 0
 
