@@ -1,0 +1,380 @@
+"""Opens an SMTP session to a relay and hands its transport over: connect, EHLO, STARTTLS, AUTH.
+
+aiosmtplib speaks until the session stands; the transactions are ours (`transaction`), because it waits for each reply
+and drops what it did not ask for. Once a session, never per message.
+
+It may not decide anything about recipients: none is in flight yet. A session that cannot be opened raises SessionError,
+which blames the relay, or us ("sender": credentials, certificates we do not trust), never a recipient.
+
+Invariants
+- Every stage has a deadline (`deadline_s`), so a silent relay cannot hold a session for ever.
+- Credentials go over verified TLS, or over a line the operator declared plain with tls = "none"; an attacker who
+  strips or breaks STARTTLS gets an error from us and no password.
+- Bytes received before TLS are not believed after it (RFC 3207 4.2): aiosmtplib drops them, and says EHLO anew.
+- At hand-over nothing is owed in either direction; a relay that has already said more is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import aiosmtplib
+
+from actors.smtp.reply import Reply, read_text
+from actors.smtp.transaction import Mode, Stage
+from broker.contract.relay import Relay
+
+__all__ = ["Features", "Session", "SessionError", "deadline_s", "open_session"]
+
+Blames = Literal["relay", "sender"]
+
+_TIMEOUT_OF: dict[Stage, Literal["connect", "greeting", "command", "body", "idle"]] = {
+    Stage.IDLE: "idle",
+    Stage.CONNECT: "connect",
+    Stage.EHLO: "command",
+    Stage.TLS: "connect",
+    Stage.AUTH: "command",
+    Stage.MAIL: "command",
+    Stage.RCPT: "command",
+    Stage.DATA: "command",
+    Stage.BODY: "body",
+    Stage.RSET: "command",
+    Stage.QUIT: "command",
+}
+
+_WRONG_MECHANISM = (504, 534)  # RFC 4954 6: unknown, too weak; another one may do
+_DOING = {
+    Stage.CONNECT: "connection",
+    Stage.EHLO: "EHLO",
+    Stage.TLS: "TLS",
+    Stage.AUTH: "AUTH",
+}
+
+
+def deadline_s(relay: Relay, stage: Stage) -> float:
+    """Seconds a relay may take for the reply awaited at `stage`."""
+    return relay.timeouts_s[_TIMEOUT_OF[stage]]
+
+
+class SessionError(Exception):
+    """A session that did not come about, or broke at hand-over.
+
+    stage   CONNECT, EHLO, TLS or AUTH
+    reply   what the relay said, if it said something
+    text    one line for the operator
+    blames  "relay", or "sender" where it is our credentials or settings that do not fit
+    hint    what to do about it, or None
+    """
+
+    def __init__(
+        self, stage: Stage, reply: Reply | None, text: str, *, blames: Blames = "relay", hint: str | None = None
+    ) -> None:
+        super().__init__(text)
+        self.stage = stage
+        self.reply = reply
+        self.text = text
+        self.blames: Blames = blames
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What EHLO announced. size: bytes a message may have; 0 = no limit named, None = SIZE not offered (RFC 1870)."""
+
+    pipelining: bool = False
+    chunking: bool = False
+    eightbitmime: bool = False
+    smtputf8: bool = False
+    enhanced: bool = False
+    starttls: bool = False
+    size: int | None = None
+    auth: tuple[str, ...] = ()
+
+    def mode(self, ceiling: Mode) -> Mode:
+        """The best mode these features allow, not above `ceiling`."""
+        return min(Mode.PIPELINING if self.pipelining else Mode.LOCKSTEP, ceiling)
+
+    def params(self, body: bytes, *, smtputf8: bool = False) -> bytes:
+        """MAIL parameters for a message; only what was announced is used. Hot: about 0.5 us."""
+        words = []
+        if self.size is not None:
+            words.append(b"SIZE=%d" % len(body))
+        if self.eightbitmime and not body.isascii():
+            words.append(b"BODY=8BITMIME")
+        if smtputf8 and self.smtputf8:
+            words.append(b"SMTPUTF8")
+        return b" ".join(words)
+
+
+def _features(extensions: dict[str, str], auth: list[str]) -> Features:
+    size = extensions.get("size")
+    return Features(
+        pipelining="pipelining" in extensions,
+        chunking="chunking" in extensions,
+        eightbitmime="8bitmime" in extensions,
+        smtputf8="smtputf8" in extensions,
+        enhanced="enhancedstatuscodes" in extensions,
+        starttls="starttls" in extensions,
+        size=None if size is None else int(size) if size.isdecimal() else 0,
+        auth=tuple(auth),
+    )
+
+
+class Session:
+    """An open session, nothing in flight.
+
+    transport  of asyncio or uvloop, TLS included
+    mode       for Transactions
+    features   of the EHLO that counts: after TLS
+    tls        protocol and cipher, or None
+    banner     the relay's greeting
+    """
+
+    def __init__(self, smtp: aiosmtplib.SMTP, mode: Mode, features: Features, tls: str | None, banner: str) -> None:
+        self.transport = cast("asyncio.Transport", smtp.transport)
+        self.mode = mode
+        self.features = features
+        self.tls = tls
+        self.banner = banner
+        self._smtp = smtp
+
+    def take_over(self, protocol: asyncio.Protocol) -> None:
+        """Make `protocol` the transport's own and tell it so (`connection_made`).
+
+        Call it as soon as `open_session` has returned, without an await between: what arrives in between is dropped.
+        Raises SessionError if the relay has closed or has spoken out of turn; the transport is closed then.
+        """
+        speaker = self._smtp.protocol
+        if speaker is None or not speaker.is_connected:
+            raise SessionError(Stage.EHLO, None, "the relay closed the connection before the first message")
+        early = bytes(speaker._buffer)  # noqa: SLF001  (no public way to see what it read ahead)
+        if early:
+            self.transport.abort()
+            raise SessionError(Stage.EHLO, None, f"the relay spoke out of turn: {early[:100]!r}")
+        self.transport.set_protocol(protocol)
+        protocol.connection_made(self.transport)
+
+    def close(self) -> None:
+        """Close a session that nobody took over."""
+        self._smtp.close()
+
+
+async def open_session(relay: Relay, *, ceiling: Mode = Mode.PIPELINING) -> Session:
+    """A session ready for MAIL. Raises SessionError.
+
+    ceiling  the best mode to use, whatever the relay announces: lower after it has misbehaved
+    """
+    try:
+        return await _Opener(relay).open(ceiling)
+    except SessionError as error:
+        if error.stage is not Stage.TLS or relay.tls != "opportunistic" or relay.username:
+            raise
+    # Opportunistic TLS that fails is no TLS (RFC 7435): the alternative would be no mail.
+    return await _Opener(relay, starttls=False).open(ceiling)
+
+
+class _Opener:
+    """The steps to one session."""
+
+    def __init__(self, relay: Relay, *, starttls: bool = True) -> None:
+        self._relay = relay
+        self._place = f"{relay.host}:{relay.port}"
+        self._starttls = starttls and relay.tls in ("opportunistic", "required")
+        self._command_s = deadline_s(relay, Stage.EHLO)
+
+    async def open(self, ceiling: Mode) -> Session:
+        context = None if self._relay.tls == "none" else await self._context()
+        smtp = aiosmtplib.SMTP(
+            hostname=self._relay.host,
+            port=self._relay.port,
+            local_hostname="localhost",  # never said: `_hello` gives the name
+            source_address=(self._relay.source_address, 0) if self._relay.source_address else None,
+            timeout=self._command_s,
+            use_tls=self._relay.tls == "implicit",
+            start_tls=False,
+            tls_context=context,
+        )
+        try:
+            with self._explained(Stage.EHLO, smtp):  # a relay may also vanish between two steps
+                return await self._steps(smtp, ceiling)
+        except BaseException:  # cancelled ones too: the socket must not outlive the attempt
+            smtp.close()
+            raise
+
+    async def _steps(self, smtp: aiosmtplib.SMTP, ceiling: Mode) -> Session:
+        banner = await self._connect(smtp)
+        _no_delay(smtp)
+        name = self._relay.ehlo_name or await _own_name(smtp)
+        await self._hello(smtp, name)
+        if self._starttls and await self._start_tls(smtp):
+            await self._hello(smtp, name)
+        if self._relay.username:
+            await self._login(smtp)
+        features = _features(smtp.esmtp_extensions, smtp.server_auth_methods)
+        return Session(smtp, features.mode(ceiling), features, _tls(smtp), banner)
+
+    async def _context(self) -> ssl.SSLContext:
+        verified = self._relay.tls != "opportunistic" or bool(self._relay.username)
+        ca_file = self._relay.ca_file
+        try:
+            changed_ns = Path(ca_file).stat().st_mtime_ns if ca_file else 0  # noqa: ASYNC240  (one stat, at opening)
+            return await asyncio.to_thread(_make_context, ca_file, changed_ns, verified)
+        except OSError as error:
+            text = f"cannot use the certificates of {ca_file}: {_reason(error)}"
+            raise SessionError(Stage.TLS, None, text, blames="sender") from error
+
+    async def _connect(self, smtp: aiosmtplib.SMTP) -> str:
+        loop = asyncio.get_running_loop()
+        connect_s, greeting_s = deadline_s(self._relay, Stage.CONNECT), self._relay.timeouts_s["greeting"]
+        with self._explained(Stage.CONNECT, smtp):
+            async with asyncio.timeout(connect_s + greeting_s) as limit:
+
+                def give_up_connecting() -> None:
+                    if smtp.transport is None:
+                        limit.reschedule(loop.time())
+
+                watch = loop.call_later(connect_s, give_up_connecting)
+                try:
+                    greeting = await smtp.connect(timeout=connect_s + greeting_s)
+                finally:
+                    watch.cancel()
+        return _reply(greeting.code, greeting.message).text
+
+    async def _hello(self, smtp: aiosmtplib.SMTP, name: str) -> None:
+        with self._explained(Stage.EHLO, smtp):
+            try:
+                await smtp.ehlo(hostname=name)
+            except aiosmtplib.SMTPHeloError as refused:
+                if not 500 <= refused.code < 600 or not smtp.is_connected:
+                    raise
+                await smtp.helo(hostname=name)  # RFC 5321 3.2: a server without extensions
+
+    async def _start_tls(self, smtp: aiosmtplib.SMTP) -> bool:
+        """Encrypt; False if the relay offers no TLS and may do without."""
+        if not smtp.supports_extension("starttls"):
+            if self._relay.tls == "required":
+                hint = 'set tls = "none" for this relay only if the line to it is safe'
+                raise SessionError(Stage.TLS, None, f"{self._place} offers no STARTTLS", blames="sender", hint=hint)
+            return False
+        with self._explained(Stage.TLS, smtp):
+            await smtp.starttls(timeout=deadline_s(self._relay, Stage.TLS))
+        return True
+
+    async def _login(self, smtp: aiosmtplib.SMTP) -> None:
+        encrypted = _tls(smtp) is not None
+        if not encrypted and self._relay.tls != "none":
+            text = f"{self._place} offers no TLS: the password is not sent over a plain line"
+            hint = 'set tls = "none" for this relay only if the line to it is safe'
+            raise SessionError(Stage.AUTH, None, text, blames="sender", hint=hint)
+        # Over TLS the password itself is safe; on a plain line a digest of it is better than itself.
+        known = ("plain", "login", "cram-md5") if encrypted else ("cram-md5", "plain", "login")
+        methods = [method for method in known if method in smtp.server_auth_methods]
+        if not methods:
+            offered = ", ".join(smtp.server_auth_methods) or "none"
+            text = f"{self._place} offers no way to log in that we know: {offered}"
+            raise SessionError(Stage.AUTH, None, text, blames="sender")
+        says = {"plain": smtp.auth_plain, "login": smtp.auth_login, "cram-md5": smtp.auth_crammd5}
+        with self._explained(Stage.AUTH, smtp):
+            for method in methods:
+                try:
+                    await says[method](self._relay.username, self._relay.password)
+                    return
+                except aiosmtplib.SMTPAuthenticationError as refused:
+                    if refused.code not in _WRONG_MECHANISM or method is methods[-1]:
+                        raise
+
+    @contextlib.contextmanager
+    def _explained(self, stage: Stage, smtp: aiosmtplib.SMTP) -> Iterator[None]:
+        """Turn what aiosmtplib, the resolver, TLS and the socket raise into SessionError."""
+        try:
+            yield
+        except aiosmtplib.SMTPResponseException as error:
+            raise self._refused(stage, error) from error
+        except (aiosmtplib.SMTPException, OSError) as error:
+            cause = error if not isinstance(error.__cause__, OSError) else error.__cause__
+            raise self._broken(stage, cause, connected=smtp.transport is not None) from error
+
+    def _refused(self, stage: Stage, error: aiosmtplib.SMTPResponseException) -> SessionError:
+        if not 200 <= error.code <= 599:
+            return SessionError(stage, None, f"{self._place} does not speak SMTP: {error.message[:100]!r}")
+        reply = _reply(error.code, error.message)
+        if stage is Stage.AUTH and error.code >= 500:
+            text = f"{self._place} refused the login of {self._relay.username}: {reply}"
+            hint = "check username and password_file of this relay"
+            return SessionError(stage, reply, text, blames="sender", hint=hint)
+        return SessionError(stage, reply, f"{self._place} refused the {_DOING[stage]}: {reply}")
+
+    def _broken(self, stage: Stage, error: Exception, *, connected: bool) -> SessionError:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            text = f"the certificate of {self._place} is not valid: {error.verify_message or _reason(error)}"
+            hint = "name its authority with `ca_file`, or the host as the certificate does"
+            return SessionError(Stage.TLS, None, text, blames="sender", hint=hint)
+        if isinstance(error, ssl.SSLError):
+            hint = None
+            if self._relay.tls == "implicit":
+                hint = 'tls = "implicit" is for port 465; ports 25 and 587 begin in the clear: tls = "required"'
+            return SessionError(Stage.TLS, None, f"TLS with {self._place} failed: {_reason(error)}", hint=hint)
+        if isinstance(error, socket.gaierror):
+            return SessionError(stage, None, f"cannot resolve {self._relay.host}: {error.strerror}", blames="sender")
+        if isinstance(error, TimeoutError):
+            return SessionError(stage, None, f"no answer from {self._place} in time ({_DOING[stage]})")
+        if isinstance(error, aiosmtplib.SMTPServerDisconnected) or connected:
+            return SessionError(stage, None, f"{self._place} closed the connection ({_DOING[stage]})")
+        return SessionError(stage, None, f"cannot connect to {self._place}: {_reason(error)}")
+
+
+@functools.lru_cache(maxsize=64)
+def _make_context(ca_file: str, changed_ns: int, verified: bool) -> ssl.SSLContext:  # noqa: ARG001  (part of the key)
+    """A client's TLS context; reading the system's authorities takes about 15 ms, so it is kept."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca_file or None)
+    if not verified:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+@functools.cache
+def _host_name() -> str:
+    return socket.getfqdn()
+
+
+async def _own_name(smtp: aiosmtplib.SMTP) -> str:
+    """What to call ourselves: the host's full name, else its address (RFC 5321 4.1.3)."""
+    name = await asyncio.to_thread(_host_name)
+    if "." in name.strip(".") and name.isascii():
+        return name
+    address: str = smtp.get_transport_info("sockname")[0]
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+
+
+def _no_delay(smtp: aiosmtplib.SMTP) -> None:
+    """Groups are written whole: Nagle's algorithm could only hold the last segment back."""
+    endpoint = smtp.get_transport_info("socket")
+    if endpoint is not None and endpoint.family in (socket.AF_INET, socket.AF_INET6):
+        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _tls(smtp: aiosmtplib.SMTP) -> str | None:
+    cipher = smtp.get_transport_info("cipher")
+    return None if cipher is None else f"{cipher[1]} {cipher[0]}"
+
+
+def _reply(code: int, message: str) -> Reply:
+    return read_text("\n".join(f"{code} {line}" for line in message.split("\n")))
+
+
+def _reason(error: BaseException) -> str:
+    """The reason alone, without numbers and addresses that the line around it names already."""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else str(error)
