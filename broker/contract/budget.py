@@ -4,7 +4,7 @@ Pure: a `Machine` in, maps out. May import the standard library only.
 
 Invariants
 - A budget is a ceiling, never a target: nothing is used because it is there.
-- An unknown limit gives an unknown budget (None), which stops nobody.
+- An unknown limit gives an unknown budget (None), which stops nobody; descriptors and processes keep their ceiling.
 """
 
 from __future__ import annotations
