@@ -94,7 +94,7 @@ def run(boot: Boot, actor_factory: Callable[[], Actor]) -> None:
     """Be one actor until told to end; returns by SystemExit with one of the codes of `contract/boot.py`."""
     setproctitle(f"email-campaign: {boot.name}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group; the broker decides
-    faulthandler.register(signal.SIGABRT, file=sys.stderr, all_threads=True, chain=True)
+    faulthandler.enable(file=sys.stderr, all_threads=True)  # SIGABRT among others
     log = _open_log(boot)
     try:
         lock = _hold_actors_lock(StateDir(Path(boot.state_dir)))

@@ -1,0 +1,175 @@
+"""One connection to a relay, from the moment its session is open: bytes to transactions and back.
+
+Mechanism only: what a conclusion means is `walk`'s to record, when to open another is `relays`' to say.
+
+- One wake-up handles all replies that are there and writes once.
+- Nothing is written to a transport that still holds unsent bytes: it is told so by `pause_writing` with limits of 0,
+  which also makes uvloop hand bytes to the socket at once instead of at the end of the loop's turn.
+- No timer per message: `overdue` is asked by one periodic watchdog.
+- Every message submitted is concluded, also when the connection breaks (`Transactions.lost`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from actors.smtp.session import Session
+from actors.smtp.transaction import Concluded, Stage, Transactions
+
+if TYPE_CHECKING:
+    from actors.sender.lease import Lease
+    from actors.sender.relays import Pool
+    from actors.sender.walk import Walk
+
+__all__ = ["Connection", "Flight"]
+
+UNLIMITED: Final = 1 << 60
+FAREWELL_NS: Final = 2_000_000_000  # how long a relay may take to say 221, whatever its deadlines
+
+_monotonic_ns = time.monotonic_ns
+
+Flight = tuple[int, "Lease", int, int]  # number, lease, row, monotonic time at which its MAIL was handed over
+
+
+class Connection(asyncio.Protocol):
+    """The protocol that takes a session's transport over.
+
+    flights    messages under way, oldest first
+    left       messages it may still take
+    replied    messages the relay has judged
+    dismissed  we said goodbye, not the relay
+    waiting    whether it stands in its pool's `free`
+    ended      we have closed it; only `connection_lost` is still to come
+    used_ns    monotonic time at which it last wrote or heard something
+    """
+
+    __slots__ = (
+        "_patience_ns",
+        "_receive",
+        "_transport",
+        "_walk",
+        "blocked",
+        "dismissed",
+        "ended",
+        "features",
+        "flights",
+        "left",
+        "pool",
+        "replied",
+        "transactions",
+        "used_ns",
+        "waiting",
+    )
+
+    def __init__(self, walk: Walk, pool: Pool, session: Session, limit: int) -> None:
+        self._walk = walk
+        self.pool = pool
+        self._transport = session.transport
+        self.features = session.features
+        self.transactions = Transactions(session.mode)
+        self._receive = self.transactions.receive
+        self.flights: deque[Flight] = deque()
+        self.left = limit or UNLIMITED
+        self.blocked = False
+        self.ended = False
+        self.waiting = False
+        self.replied = 0
+        self.dismissed = False
+        self._patience_ns = UNLIMITED
+        self.used_ns = _monotonic_ns()
+        self._transport.set_write_buffer_limits(0)
+
+    # What the walk asks and orders.
+
+    def room(self) -> int:
+        """Messages whose MAIL may be written right now: 0 or 1."""
+        if self.blocked or self.ended or self.left <= 0:
+            return 0
+        return self.transactions.room()
+
+    def write(self, data: bytes) -> None:
+        """Hand bytes to the socket; from now on the relay owes an answer."""
+        self.used_ns = _monotonic_ns()
+        self._transport.write(data)
+
+    @property
+    def made_no_progress(self) -> bool:
+        """Whether it ended before the relay had judged one message, and not because we let it go."""
+        return not self.replied and not self.dismissed
+
+    def leave(self) -> None:
+        """Say QUIT if nothing is in flight and the relay still listens; the transport closes when it has answered."""
+        self.dismissed = True
+        self._patience_ns = FAREWELL_NS
+        farewell = self.transactions.quit()
+        self.used_ns = _monotonic_ns()
+        if farewell:
+            self._transport.write(farewell)
+        else:
+            self.ended = True
+            self._transport.close()
+
+    def break_off(self, why: str) -> None:
+        """End it now: conclude what is in flight ("lost" or "timeout") and drop the transport."""
+        if self.ended:
+            return
+        self.ended = True
+        self._conclude_rest(why)
+        self._transport.abort()
+
+    def overdue(self, now_ns: int, limits_ns: Mapping[Stage, int]) -> bool:
+        """Whether the relay owes an answer for longer than it may take."""
+        stage = self.transactions.stage
+        return stage is not Stage.IDLE and now_ns - self.used_ns > min(limits_ns[stage], self._patience_ns)
+
+    # What the transport tells.
+
+    def data_received(self, data: bytes) -> None:
+        """Replies: conclude what they answer, then write what goes on and what comes next, at once."""
+        self.used_ns = now_ns = _monotonic_ns()
+        concluded, out = self._receive(data)
+        if concluded:
+            self._walk.conclude(self, concluded, now_ns)
+        if self.transactions.closing:
+            self._hang_up(out)
+        else:
+            self._walk.refill(self, out)
+
+    def _hang_up(self, out: bytes) -> None:
+        """The relay said goodbye, or broke the protocol, or answered our QUIT."""
+        if self.ended:
+            return
+        self.ended = True
+        self._conclude_rest("lost")
+        if out:
+            self._transport.write(out)
+        self._transport.close()
+
+    def _conclude_rest(self, why: str) -> None:
+        rest: list[Concluded] = self.transactions.lost(why)
+        if rest:
+            self._walk.conclude(self, rest, _monotonic_ns())
+
+    def eof_received(self) -> bool:
+        """The relay closed its half: there is nothing more to wait for."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, whoever ended it."""
+        self.ended = True
+        self._conclude_rest("lost")
+        self.pool.lost(self, "" if exc is None else str(exc))
+
+    def pause_writing(self) -> None:
+        """The socket is full."""
+        self.blocked = True
+
+    def resume_writing(self) -> None:
+        """The socket took everything."""
+        self.blocked = False
+        if not self.ended:
+            self._walk.refill(self, b"")

@@ -1,0 +1,238 @@
+"""One shard in this sender's hands: which rows are due, claimed, durable and in flight.
+
+Mechanism of rows only: it knows no socket, no relay and no thread, and runs on the loop (`handover` opens and closes
+the files, off it).
+
+- A row may be attempted only when it is in `ready`: a sync returned after it was claimed.
+- Rows are claimed for about the next two sync intervals, no more: after a power loss these are the uncertain ones.
+- While stopping no row is claimed; what is in flight concludes; then the summary is written and the epoch closed.
+- After a failed sync nothing more is claimed or sent, and the epoch stays open: the broker recounts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from actors.message.compose import Composer
+from actors.sender.pace import Pace
+from actors.sender.retry import RetryPolicy
+from actors.sender.suppress import matching_rows
+from shm.files.bundle import Bundle
+from shm.files.ledger import Ledger, States
+from shm.files.replies import Replies
+from shm.files.shard import Shard
+from shm.live import counters
+from shm.live.leases import CANCEL, RUN, unpack_order
+
+__all__ = ["CLAIMED_MAX", "CLAIMED_MIN", "Lease", "Offer", "next_target"]
+
+CLAIMED_MIN: Final = 64  # rows claimed ahead whatever the rate, so that a slow lease does not sync for each row
+CLAIMED_MAX: Final = 4096  # two intervals of 50 ms at 40,000 messages/s, above what one process sends
+SOON_S: Final = 2  # a retry due within this time is waited for; a later one is another lease's
+
+NO_ROWS: Final[npt.NDArray[np.int64]] = np.empty(0, np.int64)
+
+
+def next_target(target: int, used: int, *, starved: bool) -> int:
+    """How many rows to keep claimed, after an interval in which `used` were sent.
+
+    Two intervals' worth; doubled when the lease ran dry before the sync, let down by a quarter at most.
+    """
+    wanted = max(2 * used, 2 * target if starved else target * 3 // 4)
+    return min(max(wanted, CLAIMED_MIN), CLAIMED_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A lease as the table shows it."""
+
+    slot: int
+    number: int
+    campaign: int
+    shard: int
+    epoch: int
+    order: int
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The state of one lease.  Attributes are read and written by the walk; see the methods for what must hold.
+
+    ready       rows that may be sent: claimed, and durably so
+    claiming    rows claimed since the last sync began
+    syncing     rows the running sync makes durable
+    order_word  the broker's order as last applied; action, gated, rows_max, relay are its parts
+    words       the lease's counter row (`shm.live.counters`); grant_words: its half of the grants
+    in_flight   rows SENDING
+    """
+
+    offer: Offer
+    bundle: Bundle
+    composer: Composer
+    shard: Shard
+    ledger: Ledger
+    replies: Replies
+    policy: RetryPolicy
+    places: dict[int, int]  # index in the relay table -> index in the bundle's relays, the one in the ledger
+    resend: bool
+    suppressed_seen: int
+    keys: bytes  # the shard's keys end to end
+    words: memoryview[int]
+    grant_words: memoryview[int]
+    pace: Pace
+    trace: bytearray | None = None  # attempts of its campaign, if they are to be traced
+    lanes: deque[Lease] | None = None  # where it takes its turns, while it has something to send
+    order_word: int = 0
+    action: int = RUN
+    gated: bool = False
+    rows_max: int = 0
+    relay: int = 0
+    ready: deque[int] = field(default_factory=deque)
+    claiming: list[int] = field(default_factory=list)
+    syncing: list[int] = field(default_factory=list)
+    silenced: set[int] = field(default_factory=set)  # suppressed while SENDING: not to be tried again
+    due: npt.NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
+    cursor: int = 0
+    next_due_s: int = -1  # earliest retry; 0 = none, -1 = must be looked for
+    target: int = 2 * CLAIMED_MIN
+    used: int = 0
+    starved: bool = False
+    in_flight: int = 0
+    dirty: bool = True
+    leaving: bool = False  # drained: the order no longer matters
+    stopped: bool = False  # what stopping asks for has been done
+    closing: bool = False
+    fault: str = ""
+    first_attempt_ns: int = 0  # monotonic
+    last_conclusion_ns: int = 0  # monotonic
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more may be claimed or sent."""
+        return self.leaving or self.action != RUN or bool(self.fault)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether what would be tried again is cancelled instead."""
+        return self.action == CANCEL
+
+    def obey(self, word: int) -> None:
+        """Take over the broker's order word."""
+        self.order_word = word
+        self.action, self.gated, self.rows_max, self.relay = unpack_order(word)
+
+    # Rows on their way to a relay.
+
+    def claim(self, now_s: int) -> None:
+        """Claim what the next two intervals need; they may be sent once `durable` says so."""
+        self.target = next_target(self.target, self.used, starved=self.starved)
+        self.used, self.starved = 0, False
+        want = self.target - self.claimed
+        if self.rows_max:
+            want = min(want, self.rows_max - self.claimed - self.in_flight)
+        while want > 0:
+            if self.cursor >= len(self.due) and not self._look(now_s):
+                return
+            rows = self.due[self.cursor : self.cursor + want]
+            self.cursor += len(rows)
+            states = self.ledger.words()[rows, 0] & np.uint64(0xF)
+            rows = rows[(states == States.PENDING) | (states == States.DEFERRED)]
+            self.ledger.claim(rows)
+            self.claiming.extend(rows.tolist())
+            self.dirty = True
+            want -= len(rows)
+
+    @property
+    def claimed(self) -> int:
+        """Rows CLAIMED, durably or not."""
+        return len(self.ready) + len(self.claiming) + len(self.syncing)
+
+    def _look(self, now_s: int) -> bool:
+        """Look for due rows once the last batch is used up; whether there are any."""
+        if self.next_due_s == 0 or self.next_due_s > now_s:
+            return False
+        self._give_up(now_s)
+        self.due = self.ledger.due(now_s)
+        self.cursor = 0
+        self.next_due_s = -1 if len(self.due) else self.ledger.next_due_s()
+        return len(self.due) > 0
+
+    def _give_up(self, now_s: int) -> None:
+        expired = self.ledger.expired(now_s, self.policy.give_up_s)
+        if len(expired):
+            self.ledger.fail(expired, now_s)
+            self.words[counters.FAILED] += len(expired)
+            self.dirty = True
+
+    def begin_sync(self) -> None:
+        """A sync starts now: it covers everything stored so far."""
+        self.syncing, self.claiming = self.claiming, []
+        self.dirty = False
+
+    def durable(self) -> None:
+        """The sync that `begin_sync` announced has returned: its claims may be sent."""
+        self.ready.extend(self.syncing)
+        self.syncing = []
+
+    def deferred(self, next_s: int) -> None:
+        """A row will be tried again at `next_s`."""
+        if self.next_due_s >= 0:
+            self.next_due_s = min(self.next_due_s, next_s) if self.next_due_s else next_s
+
+    def left_to_do(self) -> int:
+        """Rows known to be due and not yet handed over (an upper bound)."""
+        return self.claimed + len(self.due) - self.cursor
+
+    def exhausted(self, now_s: int) -> bool:
+        """Whether it has nothing to do now or soon."""
+        if self.in_flight or self.claimed:
+            return False
+        if self.stopping:
+            return True
+        if self.cursor < len(self.due):
+            return False
+        if self._look(now_s):
+            return False
+        return self.next_due_s == 0 or self.next_due_s > now_s + SOON_S
+
+    # Rows taken back.
+
+    def unclaim(self) -> None:
+        """Give back every row that is claimed and not sent."""
+        rows = self._in(States.CLAIMED)
+        if len(rows):
+            self.ledger.unclaim(rows)
+            self.dirty = True
+        self.ready.clear()
+        self.claiming.clear()
+        self.syncing.clear()
+        self.due, self.cursor, self.next_due_s = NO_ROWS, 0, -1
+
+    def cancel(self, now_s: int) -> None:
+        """Cancel every row that is neither concluded nor in flight."""
+        rows = self._in(States.PENDING, States.CLAIMED, States.DEFERRED)
+        if len(rows):
+            self.ledger.cancel(rows, now_s)
+            self.words[counters.CANCELLED] += len(rows)
+            self.dirty = True
+
+    def suppress(self, entries: npt.NDArray[np.void], now_s: int) -> None:
+        """Apply new entries of the suppression log; a row in flight is remembered until it concludes."""
+        rows = matching_rows(self.shard.keys, entries, self.offer.campaign)
+        if not len(rows):
+            return
+        states = self.ledger.words()[rows, 0] & np.uint64(0xF)
+        self.silenced.update(rows[states == States.SENDING].tolist())
+        rows = rows[(states == States.PENDING) | (states == States.CLAIMED) | (states == States.DEFERRED)]
+        self.ledger.suppress(rows, now_s)
+        self.words[counters.SUPPRESSED] += len(rows)
+        self.dirty = True
+
+    def _in(self, *states: States) -> npt.NDArray[np.int64]:
+        now = self.ledger.words()[:, 0] & np.uint64(0xF)
+        return np.flatnonzero(np.isin(now, np.array(states, np.uint64)))
