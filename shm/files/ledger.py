@@ -10,7 +10,7 @@ Invariants:
 - no byte of a message leaves before `sync` has returned from a time when its row said CLAIMED;
 - after `sync` has failed nothing written to this file can be trusted to be on the disk: take `image()` and stop.
 
-Hot path: `sending` and `conclude` cost 0.2 and 0.4 us and run once a message; everything that takes an array of rows costs
+Hot path: `sending` and `conclude` cost 0.2 and 0.4 us and run once a message; whatever takes an array of rows costs
 some microseconds and runs once a batch. This module never reads a clock.
 """
 
@@ -191,9 +191,10 @@ class Ledger:
         return self._head[LAST_NS]
 
     def open_lease(self, epoch: int, holder: int, boot_id: str) -> None:
-        """Broker, before it hands over: the summary is not true from here on. Epochs of a ledger only grow.
+        """Broker, before it hands over, off its loop: the summary is not true from here on, durably. Raises OSError.
 
-        Not synced: no byte leaves under the lease before the holder's first sync, which carries this too.
+        Without the sync a power loss could keep rows of this lease beside a header that still vouches for the last
+        one. Epochs of a ledger only grow.
         """
         text = boot_id.encode()
         assert epoch > self.open_epoch, f"epoch {epoch} does not follow {self.open_epoch}"
@@ -202,6 +203,7 @@ class Ledger:
         self._head[SINCE_PROGRESS] += 1
         self._map[BOOT_AT : BOOT_AT + BOOT_SIZE] = text.ljust(BOOT_SIZE, b"\0")
         self._head[OPEN_EPOCH] = epoch
+        self.sync()
 
     def progressed(self) -> None:
         """Holder, when rows have concluded: earlier deaths are forgiven."""
