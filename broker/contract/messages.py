@@ -272,7 +272,7 @@ OPERATIONS: Final = MappingProxyType(
         "relay.check": Operation(
             RelayCheck,
             "Connect to relays, greet, secure, log in, and say what was found; no mail is sent",
-            '`{"ok": true, "relays": [{"name", "ok", "greeting", "extensions", "tls", "mode", "round_trip_ms", "error"}]}`',
+            '`{"ok": true, "relays": [{"name", "ok", "greeting", "extensions", "tls", "mode", "error", ...}]}`',
         ),
         "job.show": Operation(
             JobReference,
