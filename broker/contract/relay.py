@@ -121,22 +121,27 @@ class Relay(Table):
         return text
 
     def allows_from(self, address: str) -> bool:
-        """Whether this relay takes mail from `address`."""
-        return not self.from_domains or address.rpartition("@")[2].lower() in self.from_domains
+        """Whether this relay takes mail from `address`; its domain may be written in Unicode."""
+        domain = address.rpartition("@")[2].lower()
+        return not self.from_domains or domain in self.from_domains or _a_labels(domain) in self.from_domains
 
     def to_public_map(self) -> dict[str, Any]:
         """The relay without its password: "set" or "not set" in its place."""
         return self.to_map() | {"password": "set" if self.password else "not set"}
 
 
+def _a_labels(domain: str) -> str | None:
+    try:
+        return domain.encode("idna").decode("ascii")
+    except UnicodeError:
+        return None
+
+
 def domain_name(text: str) -> str:
     """A domain in lower case and A-labels. Raises the error of a validator if it is none."""
     domain = text.strip().lower().rstrip(".")
     if not domain.isascii():
-        try:
-            domain = domain.encode("idna").decode("ascii")
-        except UnicodeError:
-            raise wrong(f'names no valid domain: `"{text}"`') from None
+        domain = _a_labels(domain) or domain
     if not _DOMAIN.fullmatch(domain) or len(domain) > 253:
         hint = f'write the part after the @: "{domain.rpartition("@")[2]}"' if "@" in domain else None
         raise wrong(f'names no valid domain: `"{text}"`', hint=hint)

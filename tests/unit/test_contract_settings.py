@@ -127,6 +127,7 @@ def test_from_domains_are_compared_in_a_labels(tmp_path: Path) -> None:
     relay = load(tmp_path, RELAY + 'from_domains = ["Exämple.com"]').relays["default"]
     assert relay.from_domains == ["xn--exmple-cua.com"]
     assert relay.allows_from("news@XN--exmple-cua.com")
+    assert relay.allows_from("news@exämple.com")
     assert not relay.allows_from("news@sub.xn--exmple-cua.com")
     assert Relay(host="h").allows_from("anybody@anywhere")
 
