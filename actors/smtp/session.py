@@ -319,10 +319,9 @@ class _Opener:
             hint = "name its authority with `ca_file`, or the host as the certificate does"
             return SessionError(Stage.TLS, None, text, blames="sender", hint=hint)
         if isinstance(error, ssl.SSLError):
-            hint = None
-            if self._relay.tls == "implicit":
-                hint = 'tls = "implicit" is for port 465; ports 25 and 587 begin in the clear: tls = "required"'
-            return SessionError(Stage.TLS, None, f"TLS with {self._place} failed: {_reason(error)}", hint=hint)
+            in_the_clear = 'tls = "implicit" is for port 465; ports 25 and 587 begin in the clear: tls = "required"'
+            advice = in_the_clear if self._relay.tls == "implicit" else None
+            return SessionError(Stage.TLS, None, f"TLS with {self._place} failed: {_reason(error)}", hint=advice)
         if isinstance(error, socket.gaierror):
             return SessionError(stage, None, f"cannot resolve {self._relay.host}: {error.strerror}", blames="sender")
         if isinstance(error, TimeoutError):

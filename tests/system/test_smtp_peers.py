@@ -1,0 +1,171 @@
+"""Our session and transactions against real servers: Postfix's smtp-sink, and a private Postfix with TLS and AUTH."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from actors.smtp.outcome import Connection, decide
+from actors.smtp.session import SessionError
+from actors.smtp.transaction import Concluded, Mode, Stage
+from broker.contract.relay import Relay
+from shm.files.ledger import States
+from tests.fixtures.scripted_relay import Message
+from tests.fixtures.smtp_client import send
+
+if TYPE_CHECKING:  # pytest itself imports these, as plugins
+    from tests.fixtures.postfix import RunningPostfix
+    from tests.fixtures.smtp_sink import StartSmtpSink
+
+pytest_plugins = ["tests.fixtures.postfix", "tests.fixtures.smtp_sink"]
+
+
+def relay_of(host: str, port: int, **more: Any) -> Relay:
+    """Settings of a relay as a table of ecm.toml would give them."""
+    return Relay.model_validate({"name": "peer", "host": host, "port": port, "tls": "none", **more})
+
+
+def message(name: str, *, rcpt: str = "anna@example.org", text: str = "Hello\r\n") -> Message:
+    """A message whose Message-ID is `name`@example.com."""
+    head = f"From: news@example.com\r\nTo: {rcpt}\r\nSubject: {name}\r\nMessage-ID: <{name}@example.com>\r\n\r\n"
+    return Message(rcpt=rcpt.encode(), body=(head + text).encode())
+
+
+def events(concluded: list[Concluded]) -> dict[int, tuple[str, str]]:
+    """{number: (stage, event)}, each number once."""
+    assert len({c.number for c in concluded}) == len(concluded)
+    return {c.number: (c.stage.name, c.event.value) for c in concluded}
+
+
+DOTTED = ".\r\n..\r\n.hidden\r\nseen.\r\n" + "x" * 200 + "\r\n.\r\n"
+
+
+@pytest.mark.parametrize("options", [(), ("-p",)], ids=["pipelining", "lockstep"])
+def test_smtp_sink_keeps_every_message_as_it_was(smtp_sink: StartSmtpSink, options: tuple[str, ...]) -> None:
+    """A hundred messages over one connection arrive under their own envelopes, dots and all."""
+    peer = smtp_sink(*options)
+    messages = [message(f"m{n}", rcpt=f"user{n}@example.org", text=DOTTED) for n in range(100)]
+    session, conversation = send(relay_of(peer.host, peer.port), messages)
+    assert session.mode is (Mode.LOCKSTEP if options else Mode.PIPELINING)
+    assert set(events(conversation.concluded).values()) == {("BODY", "2xx")}
+    kept = {one.rcpt: one.data for one in peer.messages()}
+    assert kept == {f"<{m.rcpt.decode()}>": m.body.replace(b"\r\n", b"\n") for m in messages}
+
+
+@pytest.mark.parametrize(
+    ("options", "stage", "event", "state"),
+    [
+        (("-Q", "MAIL"), "MAIL", "421", States.DEFERRED),
+        (("-Q", "RCPT"), "RCPT", "421", States.DEFERRED),
+        (("-Q", "DATA"), "DATA", "421", States.DEFERRED),
+        (("-Q", "."), "BODY", "421", States.DEFERRED),
+        (("-q", "MAIL"), "MAIL", "lost_before", States.DEFERRED),
+        (("-q", "DATA"), "DATA", "lost_before", States.DEFERRED),
+        (("-q", "."), "BODY", "lost_after", States.UNCERTAIN),
+        (("-r", "MAIL"), "MAIL", "4xx", States.DEFERRED),
+        (("-r", "RCPT"), "RCPT", "4xx", States.DEFERRED),
+        (("-f", "RCPT"), "RCPT", "5xx", States.BOUNCED),
+        (("-f", "."), "BODY", "5xx", States.BOUNCED),
+    ],
+    ids=lambda part: "".join(part) if isinstance(part, tuple) else None,
+)
+def test_smtp_sink_misbehaving_is_judged_by_stage(
+    smtp_sink: StartSmtpSink, options: tuple[str, ...], stage: str, event: str, state: States
+) -> None:
+    """Refusals, goodbyes and silent ends of a real server at every stage: only a lost body is uncertain."""
+    peer = smtp_sink(*options)
+    _, conversation = send(relay_of(peer.host, peer.port), [message("one"), message("two")])
+    first = conversation.concluded[0]
+    assert (first.number, first.stage.name, first.event.value) == (1, stage, event)
+    assert decide(first).state is state
+
+
+def test_smtp_sink_refusing_before_the_dot_leaves_nothing_uncertain(smtp_sink: StartSmtpSink) -> None:
+    """550 right after 354, the body half way: refused it is, and the connection ends."""
+    peer = smtp_sink("-A", "0")
+    _, conversation = send(relay_of(peer.host, peer.port), [message("one")])
+    (only,) = conversation.concluded
+    assert (only.stage.name, only.event.value) == ("BODY", "5xx")
+
+
+@pytest.mark.parametrize("ceiling", list(Mode), ids=lambda mode: mode.name.lower())
+def test_postfix_takes_what_it_does_not_refuse(postfix: RunningPostfix, ceiling: Mode) -> None:
+    """Deferred, bounced and accepted recipients in one stream: each gets its own reply, each message is queued once."""
+    before = len(postfix.accepted(count=0))
+    kinds = ["anna", "defer", "anna", "bounce", "bounce", "defer", "anna", "anna"] * 5
+    messages = [message(f"{ceiling.name}-{n}", rcpt=f"{kind}@example.com") for n, kind in enumerate(kinds, 1)]
+    _, conversation = send(relay_of(postfix.host, postfix.port), messages, ceiling=ceiling)
+    expected = {"anna": ("BODY", "2xx"), "defer": ("RCPT", "4xx"), "bounce": ("RCPT", "5xx")}
+    assert events(conversation.concluded) == {n: expected[kind] for n, kind in enumerate(kinds, 1)}
+    sent = [f"{ceiling.name}-{n}@example.com" for n, kind in enumerate(kinds, 1) if kind == "anna"]
+    assert postfix.accepted(count=before + len(sent))[before:] == sent
+
+
+def test_postfix_closing_with_421_ends_the_stream_in_order(postfix: RunningPostfix) -> None:
+    """421 to a recipient: deferred, the connection is over, what was accepted before it stays accepted."""
+    messages = [message("a"), message("b", rcpt="drop@example.com"), message("c")]
+    _, conversation = send(relay_of(postfix.host, postfix.port), messages)
+    found = events(conversation.concluded)
+    assert found == {1: ("BODY", "2xx"), 2: ("RCPT", "421")}
+    assert decide(conversation.concluded[1]).action is Connection.CLOSE
+
+
+def test_postfix_that_forbids_unauthorised_pipelining_takes_our_groups(postfix: RunningPostfix) -> None:
+    """The default of Postfix 3.9: `body . MAIL RCPT DATA` is authorised pipelining."""
+    messages = [message(f"strict-{n}") for n in range(30)]
+    _, conversation = send(relay_of(postfix.host, postfix.strict_port), messages)
+    assert set(events(conversation.concluded).values()) == {("BODY", "2xx")}
+
+
+@pytest.mark.parametrize("tls", ["opportunistic", "required", "implicit"])
+def test_postfix_over_tls_and_logged_in(postfix: RunningPostfix, tls: str) -> None:
+    """Each way into TLS, the certificate verified, a login, and a stream through the transport we took over."""
+    port = postfix.tls_port if tls == "implicit" else postfix.port
+    relay = relay_of(
+        postfix.host, port, tls=tls, ca_file=str(postfix.ca_file), username=postfix.username, password=postfix.password
+    )
+    session, conversation = send(relay, [message(f"{tls}-{n}", text=DOTTED * 20) for n in range(30)])
+    assert session.tls is not None
+    assert session.tls.startswith("TLSv1.3")
+    assert session.mode is Mode.PIPELINING
+    assert session.features.chunking
+    assert session.features.size == 10_240_000
+    assert set(events(conversation.concluded).values()) == {("BODY", "2xx")}
+
+
+@pytest.mark.parametrize("tls", ["required", "implicit"])
+def test_a_certificate_nobody_vouches_for_is_refused(postfix: RunningPostfix, tls: str) -> None:
+    """Without `ca_file` the private certificate is unknown: no session, and the reason in one line."""
+    port = postfix.tls_port if tls == "implicit" else postfix.port
+    with pytest.raises(SessionError) as caught:
+        send(relay_of(postfix.host, port, tls=tls), [message("never")])
+    assert caught.value.stage is Stage.TLS
+    assert caught.value.text == f"the certificate of 127.0.0.1:{port} is not valid: self-signed certificate"
+
+
+def test_opportunistic_tls_asks_for_no_certificate(postfix: RunningPostfix) -> None:
+    """Encryption without authentication is better than none (RFC 7435)."""
+    session, conversation = send(relay_of(postfix.host, postfix.port, tls="opportunistic"), [message("mild")])
+    assert session.tls is not None
+    assert events(conversation.concluded) == {1: ("BODY", "2xx")}
+
+
+def test_bad_credentials_blame_us_and_nobody_else(postfix: RunningPostfix) -> None:
+    """535 at AUTH: a session error of class sender with the relay's own words; no recipient was in flight."""
+    relay = relay_of(
+        postfix.host,
+        postfix.port,
+        tls="required",
+        ca_file=str(postfix.ca_file),
+        username=postfix.username,
+        password="no",
+    )
+    with pytest.raises(SessionError) as caught:
+        send(relay, [message("never")])
+    error = caught.value
+    assert (error.stage, error.blames) == (Stage.AUTH, "sender")
+    assert error.reply is not None
+    assert error.reply.code == 535
+    assert "refused the login of user@example.com: 535 5.7.8" in error.text
+    assert "secret" not in str(error)
