@@ -260,7 +260,7 @@ def test_marketing_without_unsubscribe_is_told_how_to_add_it() -> None:
 
 def test_a_misspelt_key_is_told_before_the_one_it_leaves_missing() -> None:
     """Errors come in the order of the file, what is missing last; the first one is raised."""
-    text = changed("from =", "form =").replace("weight", "x").replace("per_second = 100", 'per_second = "x"')
+    text = changed("from =", "form =").replace("per_second = 100", 'per_second = "x"')
     assert [line.splitlines()[0] for line in said(text)] == [
         "3:1: unknown key: `form`",
         '13:14: `rate.per_second` must be a number from 0 (no limit) to 1000000: `"x"`',
