@@ -1,0 +1,348 @@
+"""The broker put together: what it holds, its rounds, its start and its stop.
+
+The one process that decides. It never touches a message, and no SQL, fsync or scan of a file runs on its loop: the
+store has a thread, ledgers have another.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import structlog
+import zmq.asyncio
+
+from broker.actors_socket import ActorsSocket
+from broker.arena_tables import Tables
+from broker.campaigns import Campaigns
+from broker.contract.boot import Boot, process_starttime
+from broker.contract.errors import EcmError
+from broker.contract.machine import Machine
+from broker.contract.paths import StateDir
+from broker.contract.settings import Settings
+from broker.control.router import Router
+from broker.events import EventBus
+from broker.jobs import Jobs
+from broker.leases import RETURN, Leases
+from broker.pacing import Pacing
+from broker.recovery import Recovery
+from broker.relays import Relays
+from broker.rounds import Rounds
+from broker.running import Lease, Phase, Running, ShardState
+from broker.stats import stats_map, status_map
+from broker.store import campaigns as store_campaigns
+from broker.store.store import Store
+from broker.supervisor import Slot, Supervisor
+from broker.suppression import Suppression
+from shm.files.ledger import Counts, Ledger
+
+__all__ = ["Engine"]
+
+DRAIN_S = 30.0  # how long a stop waits for what is in flight
+NOW_S = 3.0  # the same for `ctl stop --now`
+
+log = structlog.get_logger("engine")
+
+
+class Engine:
+    """One start of one instance."""
+
+    version = "0.1.0"
+
+    def __init__(
+        self, state: StateDir, settings: Settings, machine: Machine, tables: Tables, instance: str, start_id: str
+    ) -> None:
+        self.state, self.settings, self.machine, self.instance, self.start_id = (
+            state, settings, machine, instance, start_id,
+        )  # fmt: skip
+        self.pid = os.getpid()
+        self.tables = tables
+        self.clock = tables.clock
+        self.started_s = self.clock.now_ns() / 1e9
+        self.started_mono = time.monotonic()
+        self.sample: dict[str, Any] = {}
+        self.stopping = False
+        self._stop_now = False
+        self._failure: EcmError | None = None
+        self._ended = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._files = ThreadPoolExecutor(1, "files")
+        self._store_thread = ThreadPoolExecutor(1, "store")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.sender_count = sum(slot.kind == "sender" for slot in tables.slots)
+        rows = [slot.row for slot in tables.slots if slot.kind == "sender"]
+        self.relays = Relays(settings, tables.relays, tables.faults, rows)
+        self.supervisor = Supervisor(tables.slots, tables.heartbeats, self._boot, self._on_death, self._on_actor)
+        self.pacing = Pacing(state, instance, machine.boot_id or "", settings, tables.grants, self.clock, self.work)
+        self.leases = Leases(
+            tables.leases, tables.counters, state, instance, machine.boot_id or "", self.work, self.pacing,
+            self._wake_actor, self.now_s, self._on_return, tables.slots_per_actor,
+        )  # fmt: skip
+        self.campaigns = Campaigns(self)
+        self._rounds = Rounds(self)
+        self.recovery = Recovery(state, instance, machine.boot_id or "", self.now_s())
+
+    # start and stop
+
+    def spawn(self) -> None:
+        """Open the actors' socket and start them: their imports run while the store is opened."""
+        self._context = zmq.asyncio.Context()
+        self.actors = ActorsSocket(self._context, self.state, self.start_id, self._on_message)
+        self.supervisor.start()
+
+    async def start(self) -> None:
+        """Open the store, take up unfinished campaigns, answer requests; returns when every actor is ready."""
+        loop = asyncio.get_running_loop()
+        self.store: Store = await loop.run_in_executor(self._store_thread, Store.open, self.state.store_db)
+        self.events = EventBus(self._context, self.state, self.start_id)
+        self.events.start()
+        self.jobs = Jobs(self.store_call, self.events, self._send_loader)
+        self.suppression = Suppression(self, self.tables.suppressed)
+        for coroutine in (self.actors.listen(), *self._rounds.all()):
+            self.task(coroutine)
+        await self.pacing.start()
+        await self._take_up()
+        self.router = Router(self, self._context)
+        await self.router.start()
+        while not self.supervisor.ready() and not self._ended.is_set():
+            await asyncio.sleep(0.005)
+        await self.jobs.resume()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _take_up(self) -> None:
+        unfinished = await self.store_call(store_campaigns.unfinished)
+        await self.suppression.rebuild(await self.store_call(store_campaigns.oldest_position))
+        for row in unfinished:
+            if row.state == "preparing":
+                self.campaigns.prepare_again(row)
+            elif row.state != "draft":
+                await self.campaigns.adopt(row)
+
+    async def run(self) -> None:
+        """Work until stopped. Raises the EcmError that stopped the service, if one did."""
+        await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def request_stop(self, *, now: bool) -> None:
+        """Begin to stop (a second request may turn a drain into `now`). Safe to call from a signal handler."""
+        self._stop_now = self._stop_now or now
+        if not self.stopping:
+            self.stopping = True
+            self.supervisor.stopping = True
+            log.info("engine stopping", now=now)
+            self.task(self._stop())
+        elif now:
+            self.actors.tell(self._alive_names(), {"type": "drain", "now": True})
+
+    async def _stop(self) -> None:
+        for lease in self.leases.open.values():
+            self.leases.order(lease, RETURN)
+        self.actors.tell(self._alive_names(), {"type": "drain", "now": self._stop_now})
+        began = time.monotonic()
+        while self.supervisor.alive():
+            if time.monotonic() - began > (NOW_S if self._stop_now else DRAIN_S):
+                log.error(
+                    "actors did not end in time and were killed", actors=[s.name for s in self.supervisor.alive()]
+                )
+                self.supervisor.kill_all()
+            await asyncio.sleep(0.01)
+        while self.leases.open and time.monotonic() - began < DRAIN_S + NOW_S:
+            await asyncio.sleep(0.01)
+        self._ended.set()
+
+    async def close(self) -> None:
+        """Leave nothing behind: sockets, threads, shared memory. Campaigns stay as the ledgers say."""
+        self.supervisor.kill_all()
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for lease in self.leases.open.values():
+            lease.ledger.close()
+        for name in ("router", "events"):
+            part = getattr(self, name, None)
+            if part is not None:
+                part.close()
+        self.actors.close()
+        self._files.shutdown()
+        if hasattr(self, "store"):
+            self._store_thread.submit(self.store.close)
+        self._store_thread.shutdown()
+        self._context.destroy(0)
+        self.pacing.close()
+        self.keep_clock()
+
+    def fail(self, error: EcmError) -> None:
+        """Stop the service loudly."""
+        log.error("engine failed", code=error.code, reason=error.message)
+        self._failure = error
+        self.supervisor.stopping = True
+        self.stopping = True
+        self.supervisor.kill_all()
+        self._ended.set()
+
+    # threads and tasks
+
+    def task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        if isinstance(error, EcmError):
+            self.fail(error)
+        else:
+            log.error("broker task failed", exc_info=error)
+            self.fail(EcmError("internal", f"the broker failed: {type(error).__name__}: {error}"))
+
+    def work(self, function: Callable[[], Any]) -> Awaitable[Any]:
+        """Run a function in the files thread, where ledgers are opened, recovered and counted."""
+        return asyncio.get_running_loop().run_in_executor(self._files, function)
+
+    def store_call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """Run `function(store, ...)` in the store thread."""
+        return asyncio.get_running_loop().run_in_executor(
+            self._store_thread, lambda: function(self.store, *args, **kwargs)
+        )
+
+    async def work_on_idle(self, campaign: Running, shards: list[ShardState], change: Callable[[Ledger], Any]) -> None:
+        """Change the ledgers of idle shards, the broker being their leaseholder; their counts follow."""
+        mine = [shard for shard in shards if shard.phase is Phase.IDLE]
+        for shard in mine:
+            shard.phase = Phase.BUSY
+        campaign.busy += len(mine)
+        for shard in mine:
+            counts = await self.work(partial(self._change, campaign.id, shard, change))
+            campaign.unsettle(shard)
+            campaign.settle(shard, counts)
+            shard.phase = Phase.IDLE
+            campaign.busy -= 1
+            campaign.file(shard)
+
+    def _change(self, campaign: int, shard: ShardState, change: Callable[[Ledger], Any]) -> Counts:
+        path = self.state.ledger(campaign, shard.number)
+        ledger = Ledger.open(path, instance=self.instance, campaign=campaign, shard=shard.number, writable=True)
+        try:
+            change(ledger)
+            return ledger.summary() or ledger.count()
+        finally:
+            ledger.close()
+
+    # actors
+
+    def _boot(self, slot: Slot) -> Boot:
+        secret = slot.kind == "sender"
+        return Boot(
+            kind=slot.kind,
+            index=slot.index,
+            row=slot.row,
+            generation=slot.generation,
+            state_dir=str(self.state.root),
+            start_id=self.start_id,
+            instance=self.instance,
+            arena_name=self.tables.arena.name,
+            broker_pid=self.pid,
+            broker_starttime=process_starttime(self.pid),
+            cpus=list(slot.cpus),
+            settings=self.settings.to_map() if secret else self.settings.to_public_map(),
+        )
+
+    def _alive_names(self) -> list[str]:
+        return [f"{s.kind}-{s.index}.{s.generation}" for s in self.supervisor.alive()]
+
+    def _wake_actor(self, row: int) -> None:
+        slot = self.tables.slots[row - 1]
+        self.actors.tell([f"{slot.kind}-{slot.index}.{slot.generation}"], {"type": "leases"})
+
+    def _send_loader(self, message: dict[str, Any]) -> None:
+        self.actors.tell([name for name in self._alive_names() if name.startswith("loader-")], message)
+
+    def _on_message(self, actor: str, message: dict[str, Any]) -> None:
+        kind = message.get("type", "")
+        if kind == "sample":
+            self.sample = message["data"]
+        elif kind.startswith("job."):
+            self.task(self.jobs.on_message(message))
+        elif kind in ("lease.done", "ready"):
+            self.wake()
+        elif kind == "lease.failed":
+            log.error("lease failed", actor=actor, number=message.get("number"), reason=message.get("reason"))
+        if kind == "ready" and actor.startswith("loader-"):
+            self.task(self.jobs.offer_again())
+
+    def _on_actor(self, event: str, slot: Slot, data: dict[str, object]) -> None:
+        if hasattr(self, "events"):
+            self.events.publish("actor", event, data={"kind": slot.kind, "index": slot.index, **data})
+
+    def _on_death(self, slot: Slot) -> None:
+        self.tables.relays.wipe(slot.row)
+        for lease in self.leases.holder_died(slot.row):
+            self.task(self.leases.take_back(lease, dead=True))
+
+    def _on_return(self, lease: Lease) -> None:
+        self.wake()
+        self.task(self.campaigns.conclude_if_done(lease.campaign))
+
+    def has_seen(self, lease: Lease) -> bool:
+        """Whether a holder's loop has gone round since the lease's last order, so that it obeys it by now."""
+        row = self.tables.heartbeats.row(lease.row)
+        return row is None or row.beat_ns / 1e9 > lease.ordered
+
+    # numbers
+
+    def wake(self) -> None:
+        """Something changed: hand out shards now instead of at the next round."""
+        self._wake.set()
+
+    async def woken(self, within_s: float) -> None:
+        """Wait for `wake`, at most this long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), within_s)
+        self._wake.clear()
+
+    def now_s(self) -> int:
+        """Engine time in whole seconds: what ledgers are written in."""
+        return self.clock.now_ns() // 1_000_000_000
+
+    def totals(self) -> dict[str, int]:
+        """Events since the engine started, leases under way included."""
+        total = {name: getattr(self.leases.totals, name) for name in self.leases.totals.__slots__}
+        for counts in self.leases.live().values():
+            for name in total:
+                total[name] += getattr(counts, name)
+        return total
+
+    def sent_by(self, campaign: Running) -> int:
+        """Messages of a campaign accepted since the engine started."""
+        live = self.leases.live()
+        return campaign.sent_folded + sum(live[n].sent for n in campaign.leases if n in live)
+
+    def rates_now(self) -> tuple[float, float]:
+        """(sent, attempted) a second over the last five seconds."""
+        return self._rounds.rates_now()
+
+    def keep_clock(self) -> None:
+        """Keep the engine time, so that it never goes back across starts."""
+        descriptor = os.open(self.state.clock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(descriptor, self.clock.now_ns().to_bytes(8, "little"), 0)
+        finally:
+            os.close(descriptor)
+
+    async def stats_map(self) -> dict[str, Any]:
+        """What `ctl stats` shows."""
+        return await stats_map(self)
+
+    def status_map(self) -> dict[str, Any]:
+        """What `ctl status` shows."""
+        return status_map(self)

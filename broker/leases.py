@@ -1,0 +1,242 @@
+"""Leases: how a shard is handed to a sender, watched, and taken back. Mechanism only; `scheduler` says who is next.
+
+Invariants
+- A shard's ledger has one writer: the holder of its lease, or the broker while it is idle.
+- A shard is leased again only after its holder returned it (its `done` word shows the lease's number) or its
+  process is proven dead. Silence is never enough.
+- A lease number is used once. An actor row's slot is free only when the broker has read the last of its counters.
+- No file is touched on the loop: ledgers are opened, recovered and counted in the files thread.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from broker.contract.paths import StateDir
+from broker.running import Lease, Phase, Running, ShardState
+from shm.files.ledger import Counts, Ledger, Policy
+from shm.live.counters import CounterTable
+from shm.live.counters import Counts as Counters
+from shm.live.leases import LeaseTable, pack_order
+
+__all__ = ["CANCEL", "RETURN", "RUN", "Leases", "Pacing", "Returned", "Totals"]
+
+RUN, RETURN, CANCEL = 1, 2, 3
+SUSPECT_DEATHS = 2  # a shard whose holders died this often is leased alone, a row at a time
+POISON_DEATHS = 3  # one more death under such a lease convicts the row in flight
+
+log = structlog.get_logger("leases")
+_T = TypeVar("_T")
+Work = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+class Pacing(Protocol):
+    """What a lease needs of the rate windows (`broker/pacing.py`)."""
+
+    def opened(self, lease: Lease) -> None:
+        """A lease begins: from now on its windows may be charged for it."""
+
+    def closed(self, lease: Lease, *, dead: bool) -> None:
+        """A lease ended; what a dead holder did not spend counts as spent."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Events since the engine started, over leases that have ended (`ctl stats` adds those under way)."""
+
+    attempted: int = 0
+    sent: int = 0
+    deferred: int = 0
+    bounced: int = 0
+    failed: int = 0
+    uncertain: int = 0
+    suppressed: int = 0
+
+    def add(self, counts: Counters) -> None:
+        """Add the counters of one lease."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(counts, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a shard came to when its lease ended: read from its ledger in the files thread."""
+
+    counts: Counts
+    progressed: bool
+
+
+class Leases:
+    """All leases that are out. `on_return(lease)` is called once a shard is idle again."""
+
+    def __init__(
+        self,
+        table: LeaseTable,
+        counters: CounterTable,
+        state: StateDir,
+        instance: str,
+        boot_id: str,
+        work: Work,
+        pacing: Pacing,
+        wake: Callable[[int], None],
+        now_s: Callable[[], int],
+        on_return: Callable[[Lease], None],
+        slots: int,
+    ) -> None:
+        self._table = table
+        self._counters = counters
+        self._state = state
+        self._instance = instance
+        self._boot_id = boot_id
+        self._work = work
+        self._pacing = pacing
+        self._wake = wake
+        self._now_s = now_s
+        self._on_return = on_return
+        self._slots = slots
+        self._next_number = 1
+        self.open: dict[int, Lease] = {}
+        self._taken: set[tuple[int, int]] = set()  # (row, slot)
+        self.totals = Totals()
+
+    def load(self, row: int) -> dict[int, int]:
+        """Leases of each campaign that the actor of `row` holds."""
+        loads: dict[int, int] = {}
+        for lease in self.open.values():
+            if lease.row == row:
+                loads[lease.campaign.id] = loads.get(lease.campaign.id, 0) + 1
+        return loads
+
+    async def offer(
+        self, campaign: Running, shard: ShardState, row: int, *, relay: int, gated: bool, retry: bool
+    ) -> None:
+        """Lease an idle shard to the actor of `row`. Returns when the offer stands in shared memory."""
+        assert shard.phase is Phase.IDLE, "only an idle shard is the broker's to give"
+        slot = next((s for s in range(self._slots) if (row, s) not in self._taken), None)
+        if slot is None:
+            campaign.file(shard)
+            return
+        self._taken.add((row, slot))
+        shard.phase = Phase.BUSY
+        campaign.busy += 1
+        number, self._next_number = self._next_number, self._next_number + 1
+        epoch = shard.epoch + 1
+
+        def hand_over() -> Ledger:
+            ledger = Ledger.open(
+                self._state.ledger(campaign.id, shard.number),
+                instance=self._instance,
+                campaign=campaign.id,
+                shard=shard.number,
+                writable=True,
+            )
+            ledger.open_lease(epoch, row, self._boot_id)
+            return ledger
+
+        ledger: Ledger = await self._work(hand_over)
+        campaign.busy -= 1
+        shard.epoch = epoch
+        shard.phase = Phase.LEASED
+        lease = Lease(number, campaign, shard, row, slot, epoch, ledger, gated, relay, retry, RUN, time.monotonic())
+        campaign.unsettle(shard)
+        campaign.leases[number] = lease
+        self.open[number] = lease
+        self._pacing.opened(lease)
+        rows_max = 1 if shard.deaths >= SUSPECT_DEATHS else 0
+        order = pack_order(RUN, gated=gated, rows_max=rows_max, relay=relay)
+        self._table.offer(row, slot, number, campaign.id, shard.number, epoch, order)
+        self._wake(row)
+
+    def order(self, lease: Lease, action: int, *, gated: bool | None = None) -> None:
+        """Change a lease's order word; the holder reads it before its next write."""
+        if gated is not None:
+            lease.gated = gated
+        lease.action = action
+        if action != RUN:
+            lease.ordered = time.monotonic()
+        rows_max = 1 if lease.shard.deaths >= SUSPECT_DEATHS else 0
+        order = pack_order(action, gated=lease.gated, rows_max=rows_max, relay=lease.relay)
+        self._table.set_order(lease.row, lease.slot, order)
+        self._wake(lease.row)
+
+    def poll(self) -> list[Lease]:
+        """Leases whose holder says it is done with them; each is named once."""
+        done = []
+        for lease in self.open.values():
+            if lease.shard.phase is Phase.LEASED and self._table.acknowledged(lease.row, lease.slot)[1] == lease.number:
+                lease.shard.phase = Phase.BUSY
+                lease.campaign.busy += 1
+                done.append(lease)
+        return done
+
+    def holder_died(self, row: int) -> list[Lease]:
+        """The holder of `row` is proven dead: its offers are wiped before another process may read them.
+
+        Returns its leases, which the caller passes to `take_back(dead=True)`.
+        """
+        leases = [lease for lease in self.of_row(row) if lease.shard.phase is Phase.LEASED]
+        for lease in leases:
+            lease.shard.phase = Phase.BUSY
+            lease.campaign.busy += 1
+            self._table.free(lease.row, lease.slot)
+        return leases
+
+    async def take_back(self, lease: Lease, *, dead: bool) -> None:
+        """Finish a lease whose holder returned it (`dead=False`) or is proven dead, and settle its shard."""
+        campaign, shard = lease.campaign, lease.shard
+        assert shard.phase is Phase.BUSY, "`poll` or `holder_died` took it off its holder"
+        self._fold(lease)
+        self._pacing.closed(lease, dead=dead)
+        if dead:
+            shard.deaths += 1
+        returned: Returned = await self._work(lambda: self._settle(lease, dead=dead))
+        if returned.progressed and not dead:
+            shard.deaths = 0
+        self._table.free(lease.row, lease.slot)
+        self._taken.discard((lease.row, lease.slot))
+        del self.open[lease.number]
+        del campaign.leases[lease.number]
+        campaign.settle(shard, returned.counts)
+        shard.phase = Phase.IDLE
+        campaign.busy -= 1
+        campaign.file(shard)
+        await self._work(lease.ledger.close)  # after any count that was asked for while the lease was out
+        self._on_return(lease)
+
+    def _settle(self, lease: Lease, *, dead: bool) -> Returned:
+        """Read what a lease came to; in the files thread, the ledger now being the broker's."""
+        ledger, before = lease.ledger, lease.shard.counts
+        counts = None if dead else ledger.summary()
+        if counts is None:
+            log.warning("ledger recovered", campaign=lease.campaign.id, shard=lease.shard.number, dead=dead)
+            poison = dead and lease.shard.deaths >= POISON_DEATHS
+            policy: Policy = "hold" if lease.campaign.cancelling else lease.campaign.uncertain
+            ledger.recover(power_lost=False, policy=policy, now_s=self._now_s(), poison=poison)
+        if lease.campaign.cancelling:
+            ledger.cancel_idle(self._now_s())
+        counts = ledger.summary() or ledger.count()
+        return Returned(counts, counts.attempts > before.attempts)
+
+    def _fold(self, lease: Lease) -> None:
+        row = self._counters.read(lease.row, lease.slot)
+        if row is None or row[0] != lease.number:
+            return
+        self.totals.add(row[1])
+        lease.campaign.sent_folded += row[1].sent
+        lease.campaign.passed += row[1].attempted / lease.campaign.weight
+
+    def live(self) -> dict[int, Counters]:
+        """Counters of each lease that is out, by lease number."""
+        counts = {}
+        for lease in self.open.values():
+            row = self._counters.read(lease.row, lease.slot)
+            if row is not None and row[0] == lease.number:
+                counts[lease.number] = row[1]
+        return counts
+
+    def of_row(self, row: int) -> list[Lease]:
+        """Leases that the actor of `row` holds."""
+        return [lease for lease in self.open.values() if lease.row == row]

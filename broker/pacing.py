@@ -1,0 +1,168 @@
+"""Carries the rates' decisions to the senders: reads what leases want and did, publishes what the law grants.
+
+The law is `rates` and `rate_windows`; shared memory is `shm/live/grants`; this joins the two and knows neither's
+inside. It also chooses which relay of a pool a lease uses, since a lease falls under that relay's windows.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from broker.contract.limits import Rate
+from broker.contract.paths import StateDir
+from broker.contract.settings import Settings
+from broker.contract.timefmt import rfc3339
+from broker.rates import Rates
+from broker.relays import Relays
+from broker.running import Lease, Running
+from shm.files.windows import WindowFile
+from shm.live.clock import EngineClock
+from shm.live.grants import GrantTable
+
+__all__ = ["Pacing"]
+
+
+class Pacing:
+    """The rate windows of all campaigns and relays, and the grants to all leases."""
+
+    def __init__(
+        self,
+        state: StateDir,
+        instance: str,
+        boot_id: str,
+        settings: Settings,
+        grants: GrantTable,
+        clock: EngineClock,
+        work: Callable[[Callable[[], Any]], Awaitable[Any]],
+    ) -> None:
+        self._state = state
+        self._instance = instance
+        self._boot_id = boot_id
+        self._settings = settings
+        self._grants = grants
+        self._clock = clock
+        self._work = work
+        self._rates = Rates()
+        self._relays = list(settings.relays)
+        self._known: set[str] = set()
+        self._leases: dict[int, Lease] = {}
+        self._reserving = False
+
+    async def start(self) -> None:
+        """Take up the windows of relays that have limits."""
+        for name, relay in self._settings.relays.items():
+            if relay.rate.limited:
+                await self._add(f"relay-{name}", relay.rate)
+
+    async def adopt(self, campaign: Running, rate: Rate) -> None:
+        """Take up a campaign's windows: full at its launch, and where they were after a restart."""
+        await self._add(f"campaign-{campaign.id}", rate)
+
+    async def _add(self, owner: str, rate: Rate) -> None:
+        def open_file() -> WindowFile:
+            return WindowFile.open(
+                self._state.windows(owner), instance=self._instance, owner=owner, boot_id=self._boot_id,
+                mono_ns=time.monotonic_ns(), wall_ns=self._clock.now_ns(),
+            )  # fmt: skip
+
+        file = await self._work(open_file) if rate.limited else WindowFile.memory(time.monotonic_ns())
+        self._known.add(owner)
+        self._rates.add_owner(owner, rate, file, time.monotonic_ns())
+        if rate.limited:
+            await self.keep_reserves()
+
+    def forget(self, campaign: Running) -> None:
+        """A campaign has ended: its windows matter no more."""
+        owner = f"campaign-{campaign.id}"
+        if self._rates.has_owner(owner):
+            self._rates.drop_owner(owner, time.monotonic_ns()).close()
+            self._state.windows(owner).unlink(missing_ok=True)
+
+    def _owners(self, campaign: Running, relay: int) -> list[str]:
+        named = [f"campaign-{campaign.id}", f"relay-{self._relays[relay]}"]
+        return [owner for owner in named if self._rates.has_owner(owner)]
+
+    def gated(self, campaign: Running, relay: int) -> bool:
+        """Whether a lease of the campaign through this relay must spend grants."""
+        return self._rates.needs_grants(self._owners(campaign, relay))
+
+    def choose_relay(self, campaign: Running, relays: Relays) -> int:
+        """The relay a new lease uses: of those that work, the one furthest below its weight's share of leases."""
+        able = [(i, w) for i, w in campaign.relays if not relays.down([i])] or campaign.relays
+        held = {index: 0 for index, _ in able}
+        for lease in campaign.leases.values():
+            if lease.relay in held:
+                held[lease.relay] += 1
+        return min(able, key=lambda item: ((held[item[0]] + 1) / item[1], item[0]))[0]
+
+    def opened(self, lease: Lease) -> None:
+        """A lease begins; called before its offer is published."""
+        self._grants.open(lease.row, lease.slot, lease.number)
+        self._rates.open_lease(lease.number, self._owners(lease.campaign, lease.relay), time.monotonic_ns())
+        self._leases[lease.number] = lease
+
+    def closed(self, lease: Lease, *, dead: bool) -> None:
+        """A lease ended. What a dead holder did not spend counts as spent; what was given back does not."""
+        del self._leases[lease.number]
+        tenant, spent, returned, _, _ = self._grants.read(lease.row, lease.slot)
+        if tenant != lease.number:
+            spent = returned = 0  # it never took the lease up
+        if not dead:
+            returned = self._rates.granted(lease.number) - spent
+        self._rates.close_lease(lease.number, spent, returned)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether grants are being given, so that the next tick matters."""
+        return self._rates.active or any(lease.gated for lease in self._leases.values())
+
+    def tick(self) -> None:
+        """One round: hear what became of tokens, grant new ones, publish them."""
+        for lease in self._leases.values():
+            if not lease.gated:
+                continue
+            tenant, spent, returned, wanted, _ = self._grants.read(lease.row, lease.slot)
+            if tenant == lease.number:
+                spent_ns = self._grants.spent_ns(lease.row, lease.slot)
+                self._rates.observe(lease.number, spent, returned, time.monotonic_ns(), spent_ns)
+                self._rates.want(lease.number, wanted)
+        if not self._rates.active:
+            return
+        for grant in self._rates.tick(time.monotonic_ns()):
+            lease = self._leases[grant.lease]
+            slice_ = (grant.n, grant.first_ns, grant.step_ns, grant.gap_ns, lease.relay)
+            if not self._grants.push(lease.row, lease.slot, *slice_):
+                self._rates.withdraw(grant.lease, grant.n, time.monotonic_ns())
+
+    @property
+    def reserves_due(self) -> bool:
+        """Whether a long window needs its next chunk, and nobody is making it durable."""
+        return not self._reserving and bool(self._rates.due_reserves())
+
+    async def keep_reserves(self) -> None:
+        """Make the next chunk of long windows durable, before it is needed."""
+        self._reserving = True
+        try:
+            for file in self._rates.due_reserves():
+                file.reserve(time.monotonic_ns(), self._clock.now_ns())
+                await self._work(file.sync)
+        finally:
+            self._reserving = False
+
+    def binding(self, campaign: int) -> dict[str, Any] | None:
+        """{"name", "value", "until"} of the limit that binds a campaign now; None if none does."""
+        now = time.monotonic_ns()
+        bound = self._rates.binding(f"campaign-{campaign}", now)
+        if bound is None:
+            return None
+        until_s = (self._clock.now_ns() + bound["until_ns"] - now) / 1e9
+        return {"name": bound["name"], "value": bound["value"], "until": rfc3339(until_s)}
+
+    def close(self) -> None:
+        """Let go of all window files; they stay where they are."""
+        now = time.monotonic_ns()
+        for number in list(self._leases):
+            self._rates.close_lease(number, 0, 0)
+        for owner in self._known:
+            if self._rates.has_owner(owner):
+                self._rates.drop_owner(owner, now).close()

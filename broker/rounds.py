@@ -1,0 +1,153 @@
+"""The broker's rounds: what it looks at again and again, and how often.
+
+- leases and grants: every 5 ms while a lease is paced, every 20 ms while one is out
+- handing out shards: when something changed, and every 50 ms while a campaign runs
+- supervisor: every 100 ms; relays and waiting campaigns: every 500 ms; rates: every 250 ms; clock: every second
+With nothing to send, only the slow ones run: an idle broker costs next to nothing.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from broker.account import rate_of
+from broker.contract.timefmt import rfc3339
+from broker.leases import RETURN, RUN
+from broker.running import Phase, Running
+from broker.scheduler import SenderLoad, plan
+from shm.files.ledger import Ledger
+
+if TYPE_CHECKING:
+    from broker.engine import Engine
+
+__all__ = ["Rounds"]
+
+PACED_S = 0.005
+LEASED_S = 0.02
+IDLE_S = 0.25
+SUPERVISE_S = 0.1
+RELAYS_S = 0.5
+SAMPLE_S = 0.25
+GIVE_UP_S = 30.0
+
+
+class Rounds:
+    """The loops of one engine."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._samples: deque[tuple[float, int, int]] = deque(maxlen=24)
+
+    def all(self) -> list[Coroutine[Any, Any, None]]:
+        """Every loop, to be made a task each."""
+        return [
+            self._leases(),
+            self._schedule(),
+            self._every(SUPERVISE_S, self._supervise),
+            self._every(SAMPLE_S, self._sample),
+            self._every(RELAYS_S, self._relays),
+            self._every(1.0, self._engine.keep_clock),
+            self._give_up(),
+        ]
+
+    async def _every(self, seconds: float, step: Any) -> None:
+        while True:
+            step()
+            await asyncio.sleep(seconds)
+
+    async def _leases(self) -> None:
+        """Take back what holders are done with; give grants."""
+        engine = self._engine
+        while True:
+            for lease in engine.leases.poll():
+                engine.task(engine.leases.take_back(lease, dead=False))
+            engine.pacing.tick()
+            if engine.pacing.reserves_due:
+                engine.task(engine.pacing.keep_reserves())
+            paced = engine.pacing.wanted
+            await asyncio.sleep(PACED_S if paced else LEASED_S if engine.leases.open else IDLE_S)
+
+    async def _schedule(self) -> None:
+        """Hand out shards."""
+        engine = self._engine
+        while True:
+            sending = [c for c in engine.campaigns.running.values() if c.state in ("running", "waiting")]
+            await engine.woken(0.05 if sending else IDLE_S)
+            if engine.stopping or not sending:
+                continue
+            for lease in engine.leases.open.values():
+                if lease.campaign.state == "paused" and lease.action == RUN:
+                    engine.leases.order(lease, RETURN)
+            senders = [
+                SenderLoad(slot.row, engine.tables.slots_per_actor, engine.leases.load(slot.row))
+                for slot in engine.supervisor.senders()
+            ]
+            able = [c for c in sending if c.state == "running" or not engine.relays.down(_relays(c))]
+            for offer in plan(able, senders, engine.now_s(), engine.settings.retry.share):
+                shard = offer.campaign.shards[offer.shard]
+                if offer.campaign.state not in ("running", "waiting") or shard.phase is not Phase.IDLE:
+                    offer.campaign.file(shard)
+                    continue
+                relay = engine.pacing.choose_relay(offer.campaign, engine.relays)
+                await engine.leases.offer(
+                    offer.campaign, shard, offer.row, relay=relay, gated=engine.pacing.gated(offer.campaign, relay),
+                    retry=offer.retry,
+                )  # fmt: skip
+
+    def _supervise(self) -> None:
+        self._engine.supervisor.step()
+
+    def _sample(self) -> None:
+        engine, now = self._engine, time.monotonic()
+        totals = engine.totals()
+        self._samples.append((now, totals["sent"], totals["attempted"]))
+        live = engine.leases.live()
+        for campaign in engine.campaigns.running.values():
+            sent = campaign.sent_folded + sum(live[n].sent for n in campaign.leases if n in live)
+            campaign.samples.append((now, sent))
+
+    def _relays(self) -> None:
+        """Campaigns none of whose relays works wait, and say why; they go on when one answers again."""
+        engine = self._engine
+        engine.relays.watch()
+        for campaign in engine.campaigns.running.values():
+            why = engine.relays.down(_relays(campaign))
+            if why is None and campaign.state == "waiting":
+                engine.task(engine.campaigns.waiting(campaign, None))
+            elif why is not None and campaign.state == "running":
+                reason = {
+                    "code": "relay_unreachable", "message": why,
+                    "hint": "`ctl relay check` shows what the relay says; sending goes on when it answers",
+                    "since": rfc3339(engine.clock.now_ns() / 1e9),
+                }  # fmt: skip
+                engine.task(engine.campaigns.waiting(campaign, reason))
+
+    async def _give_up(self) -> None:
+        """Give up recipients whose time is over in shards that nobody holds, whatever the campaign's state."""
+        engine = self._engine
+        while True:
+            await asyncio.sleep(GIVE_UP_S)
+            for campaign in list(engine.campaigns.running.values()):
+                idle = [s for s in campaign.shards.values() if s.phase is Phase.IDLE and s.counts.deferred]
+                now, give_up_s = engine.now_s(), campaign.give_up_s
+                old = [s for s in idle if now - s.counts.first_attempt_ns // 10**9 >= give_up_s]
+                await engine.work_on_idle(campaign, old, partial(_give_up, now_s=now, give_up_s=give_up_s))
+                await engine.campaigns.conclude_if_done(campaign)
+
+    def rates_now(self) -> tuple[float, float]:
+        """(sent, attempted) a second over the last five seconds."""
+        now, totals = time.monotonic(), self._engine.totals()
+        sent = rate_of([(at, s) for at, s, _ in self._samples], now, totals["sent"])
+        attempted = rate_of([(at, a) for at, _, a in self._samples], now, totals["attempted"])
+        return sent, attempted
+
+
+def _relays(campaign: Running) -> list[int]:
+    return [index for index, _ in campaign.relays]
+
+
+def _give_up(ledger: Ledger, now_s: int, give_up_s: int) -> int:
+    return ledger.give_up(now_s, give_up_s)

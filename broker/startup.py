@@ -1,0 +1,145 @@
+"""The order in which an engine comes up and goes down.
+
+Up: settings, lock, orphans, arena, actors (their imports run while the store opens), store, recovery, sockets, ready.
+Down: drain, sockets, store, arena, files of the run, lock. Every step of the way up can be repeated after a crash
+at any point; nothing is cleaned up by hand.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+from setproctitle import setproctitle
+
+from broker.arena_tables import Tables, make_tables
+from broker.contract.errors import EcmError
+from broker.contract.log import open_log
+from broker.contract.machine import Machine, probe, raise_fd_limit
+from broker.contract.paths import StateDir
+from broker.contract.settings import Settings, load_settings
+from broker.contract.sockets import check_lengths
+from broker.locks import BrokerLock
+from broker.process import stop_resource_tracker
+from broker.recovery import end_orphans
+from shm.arena import Arena
+
+__all__ = ["serve"]
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def serve(root: Path, config: Path | None, report: Report) -> None:
+    """Be the engine of `root` until it is stopped. `report` is told once that it is ready.
+
+    Raises EcmError for anything that keeps it from starting, or that stopped it.
+    """
+    open_log("broker")
+    setproctitle("email-campaign: broker")
+    settings = load_settings(config)
+    state = StateDir(root)
+    check_lengths(state)
+    _make_directories(state)
+    lock = BrokerLock(state)
+    try:
+        end_orphans(state)
+        raise_fd_limit()
+        machine = probe(state.root)
+        if settings.engine.user == "" and os.geteuid() == 0:
+            structlog.get_logger().warning("engine runs as root", hint="set [engine] user")
+        start_id = secrets.token_hex(6)
+        tables = make_tables(state, machine, start_id, _wall_ns(state), time.monotonic_ns())
+        try:
+            _note_start(state, start_id)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_live(state, settings, machine, tables, start_id, report))
+        finally:
+            _clean(state, tables)
+    finally:
+        lock.close()
+
+
+async def _live(
+    state: StateDir, settings: Settings, machine: Machine, tables: Tables, start_id: str, report: Report
+) -> None:
+    from broker.engine import Engine
+
+    engine = Engine(state, settings, machine, tables, _instance(state), start_id)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: engine.request_stop(now=engine.stopping))
+    try:
+        engine.spawn()
+        await engine.start()
+        structlog.get_logger().info(
+            "engine ready", start=start_id, senders=engine.sender_count,
+            seconds=round(time.monotonic() - engine.started_mono, 3), settings=str(settings.source or "built in"),
+        )  # fmt: skip
+        report({"pid": os.getpid(), "id": start_id, "settings": str(settings.source) if settings.source else None})
+        await engine.run()
+    finally:
+        await engine.close()
+
+
+def _make_directories(state: StateDir) -> None:
+    private = (state.log.parent, state.campaigns, state.trace, state.lists_jobs, state.windows("any").parent)
+    for directory, mode in ((state.root, 0o710), (state.run, 0o710), *((path, 0o700) for path in private)):
+        try:
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        except OSError as error:
+            raise EcmError(
+                "state_unwritable",
+                f"the state directory cannot be made: {error.strerror}",
+                file=str(directory),
+                hint="give this user the directory, or name another with --state",
+            ) from error
+
+
+def _instance(state: StateDir) -> str:
+    """The id of this state directory: made once, it stands in every file's header."""
+    try:
+        return state.instance.read_text().strip()
+    except FileNotFoundError:
+        instance = secrets.token_hex(16)
+        new = state.instance.with_suffix(".new")
+        new.write_text(instance + "\n")
+        new.chmod(0o600)
+        new.rename(state.instance)
+        return instance
+
+
+def _wall_ns(state: StateDir) -> int:
+    """Engine time at start: the wall clock, but never before the last time kept."""
+    try:
+        kept = int.from_bytes(state.clock.read_bytes()[:8], "little")
+    except FileNotFoundError:
+        kept = 0
+    return max(time.time_ns(), kept)
+
+
+def _note_start(state: StateDir, start_id: str) -> None:
+    import json
+
+    text = json.dumps({"pid": os.getpid(), "started": time.time(), "start_id": start_id})
+    state.started.write_text(text)
+    state.started.chmod(0o600)
+
+
+def _clean(state: StateDir, tables: Tables) -> None:
+    name = tables.arena.name
+    tables.suppressed.close()
+    tables.arena.close()
+    Arena.unlink(name)
+    for path in state.run.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    stop_resource_tracker()

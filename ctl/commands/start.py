@@ -1,0 +1,98 @@
+"""`ctl start`: bring the engine up, detached, and return when it is ready."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker.contract.errors import EcmError
+from broker.contract.paths import StateDir
+from ctl import output
+from ctl.main import common, options
+
+__all__ = ["command"]
+
+READY_S = 60.0  # a cold disk and a machine at its limit; a warm machine takes under one
+
+
+@click.command("start", help="Start the engine and return when it is ready.")
+@common
+@click.option("--foreground", is_flag=True, help="stay in the foreground; the log goes to stderr")
+def command(foreground: bool) -> None:
+    """Start the engine."""
+    chosen = options()
+    state, config = chosen.state_dir, chosen.config_path
+    arguments = [sys.executable, "-m", "broker", "--state", str(state.root)]
+    if config is not None:
+        arguments += ["--config", str(config)]
+    if foreground:
+        os.execv(sys.executable, arguments)
+    ready = start_detached(state, arguments)
+    settings = ready["settings"] or "built in (no relay)"
+    if chosen.json:
+        output.document({"pid": ready["pid"], "id": ready["id"], "state_dir": str(state.root), "settings": settings})
+        return
+    output.say(f"engine ready: pid {ready['pid']}, state {state.root}, settings {settings}")
+
+
+def start_detached(state: StateDir, arguments: list[str]) -> dict[str, Any]:
+    """Start an engine in a session of its own, with none of our descriptors, and wait for its word.
+
+    Raises the EcmError that kept it from starting; start_failed if it ended without one.
+    """
+    log = _open_log(state)
+    read_end, write_end = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [*arguments, "--ready-fd", str(write_end)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(write_end,), start_new_session=True, cwd="/",
+        )  # fmt: skip
+    finally:
+        os.close(log)
+        os.close(write_end)
+    line = _first_line(read_end, time.monotonic() + READY_S)
+    os.close(read_end)
+    if not line:
+        status = process.poll()
+        what = "gave no word in time" if status is None else f"ended with status {status}"
+        raise EcmError("start_failed", f"the engine {what}", file=str(state.log), hint="its log says why")
+    told: dict[str, Any] = json.loads(line)
+    if "error" in told:
+        process.wait()
+        raise EcmError.from_map(told["error"])
+    ready: dict[str, Any] = told["ready"]
+    return ready
+
+
+def _open_log(state: StateDir) -> int:
+    path: Path = state.log
+    try:
+        state.root.mkdir(mode=0o710, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EcmError(
+            "state_unwritable",
+            f"the state directory cannot be written: {error.strerror}",
+            file=str(error.filename or state.root),
+            hint="give this user the directory, or name another with --state",
+        ) from error
+
+
+def _first_line(descriptor: int, deadline: float) -> bytes:
+    """What the engine says, until it closes its end or the time is over."""
+    text = b""
+    while not text.endswith(b"\n") and (left := deadline - time.monotonic()) > 0:
+        if not select.select([descriptor], [], [], left)[0]:
+            break
+        part = os.read(descriptor, 65536)
+        if not part:
+            break
+        text += part
+    return text
