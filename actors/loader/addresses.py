@@ -53,7 +53,9 @@ def clean(text: str) -> str:
     import email_validator  # 40 ms: most files never need it
 
     try:
-        return email_validator.validate_email(address, check_deliverability=False, test_environment=True).normalized
+        return email_validator.validate_email(
+            address, check_deliverability=False, test_environment=True, strict=True
+        ).normalized
     except email_validator.EmailNotValidError as error:
         raise InvalidAddressError(str(error).rstrip(".")) from None
 
@@ -64,13 +66,14 @@ def clean_column(cells: list[bytes]) -> tuple[list[bytes], dict[int, str]]:
     cells    UTF-8
     return   a list as long as `cells`; what stands at a rejected index means nothing
     """
+    if not cells:
+        return cells, {}
     joined = b"\n".join(cells) + b"\n"
     if joined.count(b"\n") != len(cells):  # a cell with a line break inside would shift all that follow
-        cells = [cell.strip() for cell in cells]
-        cells = [b"" if b"\n" in cell else cell for cell in cells]
+        cells = [cell.strip().replace(b"\n", b" ") for cell in cells]
         joined = b"\n".join(cells) + b"\n"
     odd = _not_plain(joined)
-    if max(map(len, cells), default=0) > _SHORT:
+    if max(map(len, cells)) > _SHORT:
         odd = sorted({*odd, *(index for index, cell in enumerate(cells) if len(cell) > _SHORT)})
     rejected: dict[int, str] = {}
     if odd:
