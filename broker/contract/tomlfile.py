@@ -5,8 +5,8 @@ same text once more and keeps only that.
 
 Invariants
 - `load_toml` returns or raises `EcmError`, whatever the text is.
-- `Places` never raises for a text that `load_toml` took; what it cannot follow it leaves out, and the place of
-  what surrounds it is given instead.
+- `Places` raises for no text; what it cannot follow it leaves out, and the place of what surrounds it is given
+  instead. (A text nested too deeply for `load_toml` is not for it.)
 - Lines and columns count from 1, columns in characters.
 """
 
@@ -145,7 +145,7 @@ class Places:
         path = table
         while (part := _KEY.match(self._text, position)) is not None:
             bare = part[1]
-            path += (bare if bare[0] not in "\"'" else tomllib.loads(f"key = {bare}")["key"],)
+            path += (_unquoted(bare) if bare[0] in "\"'" else bare,)
             position = part.end()
             if not part[2]:
                 break
@@ -167,6 +167,13 @@ class Places:
             if position <= start:
                 return position
         return position + 1
+
+
+def _unquoted(key: str) -> str:
+    try:
+        return str(tomllib.loads(f"key = {key}")["key"])
+    except tomllib.TOMLDecodeError:  # a wrong escape: not TOML, and no name anybody asks for
+        return key
 
 
 def _skip(pattern: re.Pattern[str], text: str, position: int) -> int:

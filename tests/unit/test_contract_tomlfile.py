@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from broker.contract.errors import EcmError
@@ -119,6 +119,7 @@ def test_every_value_of_any_document_is_found_where_it_stands(top: dict[str, Any
 
 
 @given(st.text("ab=\"'[]{}.,#\n\\ 1", max_size=40))
+@example('"\\1" = 1')
 def test_no_text_makes_the_reader_fail_in_another_way(text: str) -> None:
     """Any text is read or refused as invalid TOML with its line; looking for places ends in either case."""
     Places(text)
