@@ -320,7 +320,7 @@ class Ledger:
         # attempts saturates: a carry would run into the reply code
         self.a[row] = word + (_TO_SENDING if word & 0xFF00 == 0xFF00 else 0x100 + _TO_SENDING)
 
-    def conclude(  # noqa: PLR0917 - hot: keywords would cost a fifth of it
+    def conclude(
         self,
         row: int,
         state: int,

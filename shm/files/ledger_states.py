@@ -159,7 +159,7 @@ def pack_reply(code: int, enhanced: tuple[int, int, int] | None, relay: int) -> 
     )
 
 
-def pack_a(  # noqa: PLR0917 - the order of the fields in the word
+def pack_a(
     state: int,
     attempts: int = 0,
     sticky: bool = False,
