@@ -129,8 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         state = StateDir(options.state)
         found = find_campaign(state, instance_of(state), options.campaign)
         out = io.TextIOWrapper(sys.stdout.buffer, "utf-8", newline="")
-        write(outcomes(state, found), out)
-        out.detach()  # flushes, and leaves stdout open
+        try:
+            write(outcomes(state, found), out)
+        finally:
+            out.detach()  # flushes what there is, and leaves stdout open
         return iter(())
 
     return run(work, as_json=write is write_ndjson)
