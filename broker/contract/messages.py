@@ -32,7 +32,8 @@ ADDRESSES_MAX: Final = 10_000
 
 _Path = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$", description="an absolute path")]
 _ListName = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the name of a list: letters, digits, `._-`")
+    str,
+    Field(pattern=r"^[^\s\x00-\x1f\x7f]([^\x00-\x1f\x7f]{0,98}[^\s\x00-\x1f\x7f])?$", description="the name of a list"),
 ]
 _Column = Annotated[str, Field(min_length=1, max_length=200, description="the name of a column")]
 _Address = Annotated[str, Field(min_length=3, max_length=320, description="an email address")]
@@ -190,7 +191,7 @@ OPERATIONS: Final = MappingProxyType(
         "engine.stop": Operation(
             Stop,
             "Stop the engine; it ends after the reply, when what is in flight has concluded",
-            '`{"stopping": true, "pid": 4711}`',
+            '`{"stopping": true, "processes": [[pid, start time in clock ticks], ...]}`',
             changes=True,
         ),
         "engine.config": Operation(
