@@ -23,11 +23,14 @@ from actors.message import mime
 from actors.message.identity import Address, Identity, address, https_link, mailto_link
 from actors.message.mime import ComposeError
 from actors.message.render import FUNCTIONS, MissingField, Slot, Templates, has_tags, sample_contexts
+from actors.message.split import MARK, SECTION, Body, Split
 from broker.contract.errors import EcmError
 
 __all__ = ["ComposeError", "Composer", "Message", "MissingField"]
 
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024  # no relay takes more; a template in a loop must not eat the sender's memory
+_TRIALS = 16  # first messages of a composer, made both ways and compared: real fields, beside the made-up ones
+_SPLIT = "split"  # key of the marked template
 _RESERVED = ("email", "unsubscribe_url")  # names that templates always have; they win over columns
 _LINKS: dict[str, Callable[[str], str]] = {"unsubscribe.url": https_link, "unsubscribe.mailto": mailto_link}
 _OURS = re.compile(  # what the engine writes itself, or a relay does
@@ -90,24 +93,30 @@ class Composer:
             self._from = address(spec["from_address"])
         domain = self._from.wire.rpartition(b"@")[2].decode()
         self._identity = Identity(instance, campaign, spec["name"], domain, spec.get("kind") or "marketing")
-        slots = _slots(spec)
-        self._templates = Templates(slots, campaign_file)
-        self._varying = frozenset(slot.key for slot in slots if has_tags(slot.source))
-        self._static = {slot.key: slot.source for slot in slots if slot.key not in self._varying}
+        slots = {slot.key: slot for slot in _slots(spec)}
+        self._templates = Templates(slots.values(), campaign_file)
+        self._varying = frozenset(key for key, slot in slots.items() if has_tags(slot.source))
+        self._static = {key: slot.source for key, slot in slots.items() if key not in self._varying}
         for key in _LINKS.keys() & self._static.keys():
             with _blaming_author(key):
                 self._static[key] = _LINKS[key](self._static[key])
-        self._bodies = [(key, subtype) for key, subtype in (("text", "plain"), ("html", "html")) if spec.get(key)]
-        self._extra = list(spec.get("headers") or ())
-        self._links = [key for key in _LINKS if any(slot.key == key for slot in slots)]
+        self._bodies = {key: subtype for key, subtype in (("text", "plain"), ("html", "html")) if key in slots}
+        self._extra = {f"headers.{name}": name for name in spec.get("headers") or ()}
+        self._links = [key for key in _LINKS if key in slots]
         self._after = self._constant_fields(spec)
-        self._date: tuple[int, bytes] = (0, mime.date(0))
+        self._opening = None if "from" in self._varying else mime.mailbox("From", self._static["from"], self._from.wire)
+        self._dated: tuple[int, bytes] = (-1, b"")
         used = self._templates.names
         self.names = used - FUNCTIONS - frozenset(_RESERVED)
         self._wanted = tuple(sorted(self.names))
         self._pick = _picker(self._wanted)
         self._overriding = used & FUNCTIONS  # a column of such a name wins over the function
-        self._templates.probe(sample_contexts((*self.names, *_RESERVED)))
+        samples = sample_contexts((*self.names, *_RESERVED))
+        self._templates.probe(samples)
+        self._trials = _TRIALS
+        self._split = self._make_split(slots)
+        if not all(self._agrees(context, len(context) == len(samples[0])) for context in samples):
+            self._split = None
 
     @classmethod
     def from_bundle(cls, bundle: _Bundle) -> Composer:
@@ -123,72 +132,161 @@ class Composer:
 
         Raises MissingField, or ComposeError when no lawful message can be made of these fields.
         """
-        to, context, complete = self._context(fields)
-        rendered = self._render_all(context, complete)
-        parts = [(subtype, *mime.body(_lines(rendered[slot]))) for slot, subtype in self._bodies]
-        head = self._head(to, rendered, key, date_s)
-        data = head + self._mime(parts)
-        if len(data) > MESSAGE_BYTES_MAX:
-            raise ComposeError(f"message larger than {MESSAGE_BYTES_MAX} bytes: {len(data)}")
-        return Message(self._from.wire, to.wire, data, self._from.smtputf8 or to.smtputf8)
+        to, context, complete, clean = self._context(fields)
+        if not clean or self._split is None:
+            return self._whole(to, context, complete, key, date_s)
+        rendered = self._render_links(context, complete)
+        if self._trials:
+            self._trials -= 1
+            if not self._agrees(context, complete):
+                self._split = None
+                return self._whole(to, context, complete, key, date_s)
+        pieces = self._split_body(self._split, rendered, context, complete)
+        if pieces is None:
+            return self._whole(to, context, complete, key, date_s)
+        return self._message(to, [*self._head(to, rendered, key, date_s), *pieces])
+
+    def compose_whole(self, fields: Mapping[str, Any], key: bytes, date_s: int) -> Message:
+        """As `compose`, without the quick way: the yardstick that the quick way is measured and checked against."""
+        to, context, complete, _ = self._context(fields)
+        return self._whole(to, context, complete, key, date_s)
 
     def check(self, fields: Mapping[str, Any]) -> None:
         """Raise what `compose` would raise for these fields."""
-        self.compose(fields, b"", 0)
+        self.compose_whole(fields, b"", 0)
 
-    def _context(self, fields: Mapping[str, Any]) -> tuple[Address, dict[str, Any], bool]:
-        """The recipient's address, the fields that templates see, and whether every name they use is there."""
+    @property
+    def is_split(self) -> bool:
+        """Whether messages go the quick way, as far as is known."""
+        return self._split is not None
+
+    def _context(self, fields: Mapping[str, Any]) -> tuple[Address, dict[str, Any], bool, bool]:
+        """Address, fields as templates see them, whether all they use are there, whether the quick way is open."""
         text = fields.get(self._email_field)
         if not isinstance(text, str):
             raise MissingField(self._email_field, "the envelope")
         try:
             values = self._pick(fields)
-            plain = "\r" not in "".join(values)
+            joined = "".join(values)
         except (KeyError, TypeError):  # a name that is not a column, or a field that is not text
-            plain = False
-        if plain:
-            context = dict(zip(self._wanted, values, strict=True))
-        else:
             context = {name: _field(fields[name]) for name in self._wanted if fields.get(name) is not None}
-        context.update((name, fields[name]) for name in self._overriding if name in fields)
+            clean = all(isinstance(value, (str, int, float)) for value in context.values())
+            joined = "".join(map(str, context.values()))
+        else:
+            context = dict(zip(self._wanted, values, strict=True))
+            clean = True
+            if "\r" in joined:
+                context = {name: _field(value) for name, value in context.items()}
+        complete = len(context) == len(self._wanted)
+        if self._overriding:
+            context.update((name, fields[name]) for name in self._overriding if name in fields)
+            clean = False
         context["email"] = text.strip()
-        return address(text), context, plain or context.keys() >= self.names
+        return address(text), context, complete, clean and MARK not in joined and SECTION not in joined
 
-    def _render_all(self, context: dict[str, Any], complete: bool) -> dict[str, str]:
-        """Every slot's text. The unsubscribe address comes first, because the other templates may print it."""
-        rendered = dict(self._static)
+    def _render_links(self, context: dict[str, Any], complete: bool) -> dict[str, str]:
+        """The texts that do not vary, and the unsubscribe address, which the other templates may print."""
+        rendered = self._static.copy()
         for key in self._links:
             if key in self._varying:
                 rendered[key] = _LINKS[key](self._templates.render(key, context, complete))
         if self._links:
             context["unsubscribe_url"] = rendered[self._links[0]]
-        for key in self._varying - _LINKS.keys():
-            rendered[key] = self._templates.render(key, context, complete)
         return rendered
 
-    def _head(self, to: Address, rendered: Mapping[str, str], key: bytes, date_s: int) -> bytes:
-        """The header fields up to MIME-Version."""
-        if self._date[0] != date_s:
-            self._date = (date_s, mime.date(date_s))
-        lines = [
-            mime.mailbox("From", rendered["from"], self._from.wire),
-            b"To: " + to.wire,
+    def _whole(self, to: Address, context: dict[str, Any], complete: bool, key: bytes, date_s: int) -> Message:
+        """The message, every template rendered and encoded as a whole."""
+        rendered = self._render_links(context, complete)
+        for slot in self._varying - _LINKS.keys():
+            rendered[slot] = self._templates.render(slot, context, complete)
+        parts = [mime.body(_lines(rendered[slot])) for slot in self._bodies]
+        attempt = 0
+        while len(parts) > 1 and any(self._identity.boundary(attempt) in data for _, data in parts):
+            attempt += 1
+        pieces = self._head(to, rendered, key, date_s)
+        frames = self._frames(self._identity.boundary(attempt))
+        for (encoding, data), subtype, (before, after) in zip(parts, self._bodies.values(), frames, strict=True):
+            pieces += [before, mime.part_head(subtype, encoding), data, after]
+        if not data.endswith(b"\r\n") and not after:
+            pieces.append(b"\r\n")
+        return self._message(to, pieces)
+
+    def _split_body(
+        self, split: Split, rendered: dict[str, str], context: dict[str, Any], complete: bool
+    ) -> list[bytes] | None:
+        """The body's pieces, by the quick way, header texts going into `rendered`; None: take the whole way."""
+        try:
+            sections = self._templates.render(_SPLIT, context, complete).split(SECTION)
+            for slot in self._singly:
+                rendered[slot] = self._templates.render(slot, context, complete)
+        except ComposeError:
+            return None  # the whole way says which template it was
+        if len(sections) != len(split.keys):
+            return None
+        rendered.update(zip(split.keys, sections, strict=True))
+        pieces: list[bytes] = []
+        for slot, body in split.bodies.items():
+            part = body.encode(rendered[slot])
+            if part is None:
+                return None
+            pieces += part
+        return pieces
+
+    def _agrees(self, context: dict[str, Any], complete: bool) -> bool:
+        """Whether both ways make the same texts of these fields. Where the quick way raises, the whole way is taken."""
+        split = self._split
+        if split is None:
+            return False
+        rendered: dict[str, str] = {}
+        if self._split_body(split, rendered, context, complete) is None:
+            return True
+        try:
+            texts = {slot: self._templates.render(slot, context, complete) for slot in split.keys}
+        except ComposeError:
+            return False
+        return all(rendered[slot] == texts[slot] for slot in split.headers) and all(
+            body.decoded(rendered[slot]) == texts[slot].replace("\n", "\r\n").encode()
+            for slot, body in split.bodies.items()
+        )
+
+    def _make_split(self, slots: Mapping[str, Slot]) -> Split | None:
+        """The quick way, if every body is open to it."""
+        boundary = self._identity.boundary()
+        frames = zip(self._bodies.items(), self._frames(boundary), strict=True)
+        bodies = {key: Body.of(slots[key].source, subtype, *frame, boundary) for (key, subtype), frame in frames}
+        headers = {key: slots[key].source for key in self._varying - _LINKS.keys() - bodies.keys()}
+        split = Split(headers, {key: body for key, body in bodies.items() if body is not None})
+        self._singly = headers.keys() - set(split.headers)
+        if None in bodies.values():
+            return None
+        self._templates.add(Slot(_SPLIT, split.source, escape=True))
+        return split
+
+    def _head(self, to: Address, rendered: Mapping[str, str], key: bytes, date_s: int) -> list[bytes]:
+        """The header fields up to MIME-Version, in pieces."""
+        if self._dated[0] != date_s:
+            self._dated = (date_s, b"\r\nDate: %b\r\nMessage-ID: " % mime.date(date_s))
+        pieces = [
+            self._opening or mime.mailbox("From", rendered["from"], self._from.wire),
+            b"\r\nTo: ",
+            to.wire,
+            b"\r\n",
             mime.unstructured("Subject", rendered["subject"]),
-            b"Date: " + self._date[1],
-            b"Message-ID: " + self._identity.message_id(key),
+            self._dated[1],
+            self._identity.message_id(key),
         ]
         if self._links:
-            lines.append(b"List-Unsubscribe: " + b",\r\n ".join(b"<%b>" % rendered[k].encode() for k in self._links))
-        for name in self._extra:
-            value = rendered[f"headers.{name}"]
-            if value.strip():  # a field whose template has nothing to say for this recipient is left out
-                lines.append(mime.unstructured(name, value))
-        lines.append(self._after)
-        return b"\r\n".join(lines)
+            uris = b">,\r\n <".join([rendered[link].encode() for link in self._links])
+            pieces += [b"\r\nList-Unsubscribe: <", uris, b">"]
+        for slot, name in self._extra.items():
+            if rendered[slot].strip():  # a field whose template has nothing to say for this recipient is left out
+                pieces += [b"\r\n", mime.unstructured(name, rendered[slot])]
+        pieces.append(self._after)
+        return pieces
 
     def _constant_fields(self, spec: Mapping[str, Any]) -> bytes:
-        """The header fields that are the same for everybody, with the CRLF after them."""
-        lines = []
+        """The header fields that are the same for everybody, between the line ends before and after them."""
+        lines = [b""]
         if spec.get("reply_to"):
             display, reply_to = parseaddr(spec["reply_to"])
             with _blaming_author("reply_to"):
@@ -200,19 +298,18 @@ class Composer:
         lines += [b"Feedback-ID: " + self._identity.feedback_id, b"MIME-Version: 1.0", b""]
         return b"\r\n".join(lines)
 
-    def _mime(self, parts: list[tuple[str, bytes, bytes]]) -> bytes:
-        """Content fields and body of (subtype, encoding, bytes) parts, from the plainest to the richest."""
-        if len(parts) == 1:
-            subtype, encoding, data = parts[0]
-            ending = b"" if data.endswith(b"\r\n") else b"\r\n"
-            return mime.part_head(subtype, encoding) + data + ending
-        attempt = 0
-        while any(self._identity.boundary(attempt) in data for _, _, data in parts):
-            attempt += 1
-        boundary = self._identity.boundary(attempt)
-        pieces = [b'Content-Type: multipart/alternative; boundary="%b"\r\n' % boundary]
-        pieces += [b"\r\n--%b\r\n%b%b" % (boundary, mime.part_head(s, e), data) for s, e, data in parts]
-        return b"%b\r\n--%b--\r\n" % (b"".join(pieces), boundary)
+    def _frames(self, boundary: bytes) -> list[tuple[bytes, bytes]]:
+        """What stands before and after each part, from the plainest to the richest."""
+        if len(self._bodies) == 1:
+            return [(b"", b"")]
+        opening = b'Content-Type: multipart/alternative; boundary="%b"\r\n\r\n--%b\r\n' % (boundary, boundary)
+        return [(opening, b""), (b"\r\n--%b\r\n" % boundary, b"\r\n--%b--\r\n" % boundary)]
+
+    def _message(self, to: Address, pieces: list[bytes]) -> Message:
+        data = b"".join(pieces)
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise ComposeError(f"message larger than {MESSAGE_BYTES_MAX} bytes: {len(data)}")
+        return Message(self._from.wire, to.wire, data, self._from.smtputf8 or to.smtputf8)
 
 
 def _slots(spec: Mapping[str, Any]) -> list[Slot]:

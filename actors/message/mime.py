@@ -46,6 +46,7 @@ _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?: [A-Za-z0-9!#$%&'*+/=?^_
 _HEADER_NAME = re.compile(r"[!-9;-~]{1,50}").fullmatch  # RFC 5322 3.6.8; behind more no encoded word has room
 _TOKENS = re.compile(r" *[^ ]+").findall
 _BREAK = re.compile(r"[\r\n]").search
+_OVERFULL = re.compile(rb"^([^\r\n]{74,})(=20|=09)(?=\r\n)", re.MULTILINE).sub
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -78,9 +79,11 @@ def unstructured(name: str, value: str) -> bytes:
 
     Raises ComposeError when the text holds CR or LF: it would begin a header field of the sender's choosing.
     """
-    refuse_breaks(name, value)
+    plain = is_plain(value)
+    if not plain:
+        refuse_breaks(name, value)
     value = value.strip()
-    if is_plain(value):
+    if plain:
         if len(name) + 2 + len(value) <= _FOLD_AT:
             return f"{name}: {value}".encode()
         tokens = _TOKENS(value)
@@ -152,18 +155,27 @@ def seven_bit(text: str) -> bytes | None:
 
 def quoted_printable(text: str) -> bytes:
     """A text with LF line ends in quoted-printable (RFC 2045 6.7), CRLF line ends, lines of at most 76 bytes."""
-    # b2a_qp ends its soft breaks as the first line of its input ends: a CRLF put first and cut off decides that.
-    return b2a_qp(b"\r\n" + text.replace("\n", "\r\n").encode())[2:]
+    return _qp(text.encode())
 
 
-def qp_piece(text: str) -> tuple[bytes, int]:
+def qp_piece(text: bytes) -> tuple[bytes, int]:
     """A piece of a body that begins at column 0 and goes on: (quoted-printable, column it ends in, at most 75).
 
-    White space at its end is not encoded: something other than a line end must follow, if only a soft break.
+    text   UTF-8, LF line ends. White space at its end is not encoded: something other than a line end must follow,
+           if only a soft break.
     """
     # The x stands for what follows: it keeps white space from being the last of a line and one column free.
-    coded = b2a_qp(b"\r\n" + text.replace("\n", "\r\n").encode() + b"x")[2:-1]
+    coded = _qp(text + b"x")[:-1]
     return coded, len(coded) - (coded.rfind(b"\n") + 1)
+
+
+def _qp(text: bytes) -> bytes:
+    # b2a_qp ends its soft breaks as the first line of its input ends: a CRLF put first and cut off decides that.
+    coded = b2a_qp(b"\r\n" + text.replace(b"\n", b"\r\n"))[2:]
+    if b"=20\r\n" in coded or b"=09\r\n" in coded:
+        # It encodes white space at the end of a line after having measured the line, which may then have 78 bytes.
+        return _OVERFULL(rb"\1=\r\n\2", coded)
+    return coded
 
 
 def _folded(head: str, tokens: list[str]) -> bytes:

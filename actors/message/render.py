@@ -85,19 +85,21 @@ class Templates:
     """
 
     def __init__(self, slots: Iterable[Slot], campaign_file: str | None = None) -> None:
-        self._slots = {slot.key: slot for slot in slots}
+        self._slots: dict[str, Slot] = {}
         self._campaign_file = campaign_file
         self._lenient = _environment()
         self._strict = _environment()
         for name in _SWALLOWING:
             self._strict.add_filter(name, _refusing(name, self._lenient))
         names: set[str] = set()
-        for slot in self._slots.values():
-            self._add(slot)
+        for slot in slots:
+            self.add(slot)
             names |= self._lenient.undeclared_variables_in_str(slot.source)
         self.names = frozenset(names)
 
-    def _add(self, slot: Slot) -> None:
+    def add(self, slot: Slot) -> None:
+        """Compile one more template, whose fields are those of the others."""
+        self._slots[slot.key] = slot
         for environment in (self._lenient, self._strict):
             try:
                 environment.add_template(_template_name(slot), slot.source)

@@ -138,16 +138,32 @@ def test_quoted_printable_gives_every_text_back(text: str) -> None:
         assert b"\n" not in line
 
 
-@pytest.mark.parametrize("text", [" ", "a \nb\t\n", "=" * 100, ".\n..\n.", "x" * 75, "x" * 76, "x" * 77, "ä" * 80, ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ",
+        "a \nb\t\n",
+        "=" * 100,
+        ".\n..\n.",
+        "x" * 75,
+        "x" * 76,
+        "x" * 77,
+        "ä" * 80,
+        "",
+        *("x" * n + " \ny\t\n" for n in range(70, 80)),
+    ],
+)
 def test_quoted_printable_knows_the_hard_cases(text: str) -> None:
     """Trailing blanks, equals signs, dots, full lines and characters of several bytes come back."""
-    assert quopri.decodestring(mime.quoted_printable(text)) == text.replace("\n", "\r\n").encode()
+    coded = mime.quoted_printable(text)
+    assert quopri.decodestring(coded) == text.replace("\n", "\r\n").encode()
+    assert max(map(len, coded.split(b"\r\n"))) <= 76
 
 
 @given(BODY, BODY)
 def test_a_piece_can_be_followed_by_a_soft_break_or_by_its_column(text: str, after: str) -> None:
     """Pieces of quoted-printable joined by soft breaks decode to the pieces' texts, and the column is the true one."""
-    coded, column = mime.qp_piece(text)
+    coded, column = mime.qp_piece(text.encode())
     assert column == len(coded.rpartition(b"\n")[2]) <= 75
     whole = coded + b"=\r\n" + mime.quoted_printable(after + "\n")
     assert quopri.decodestring(whole) == (text + after + "\n").replace("\n", "\r\n").encode()
