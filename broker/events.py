@@ -22,16 +22,12 @@ import zmq
 import zmq.asyncio
 
 from broker.contract import codec
+from broker.contract.messages import TOPICS
 from broker.contract.paths import StateDir
 from broker.contract.sockets import ipc
 from broker.contract.timefmt import rfc3339
 
-__all__ = ["FIRST_WORDS", "LAST", "REPEAT_S", "EventBus", "topic_of"]
-
-FIRST_WORDS: Final = frozenset(
-    ("engine", "actor", "campaign", "recipient", "relay", "job", "governor", "alert"),
-)
-"""What a topic may begin with."""
+__all__ = ["LAST", "REPEAT_S", "EventBus", "topic_of"]
 
 LAST: Final = "last"
 """The event that only repeats the last number of its topic."""
@@ -46,7 +42,7 @@ QUEUE_EVENTS: Final = 10_000  # per subscriber, before events are dropped for it
 def topic_of(topic: str, campaign: int | None) -> str:
     """The whole topic: `campaign` of campaign 7 is `campaign.7.`, `engine` is `engine.`."""
     words = topic.rstrip(".").split(".")
-    assert words[0] in FIRST_WORDS, f"not a topic: {topic}"
+    assert words[0] in TOPICS, f"not a topic: {topic}"
     if campaign is not None and len(words) == 1 and words[0] in ("campaign", "recipient"):
         words.append(str(campaign))
     return ".".join(words) + "."

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 
 from broker.contract.problems import Table, shown, wrong
 
-__all__ = ["ADDRESSES_MAX", "KEY_CHARACTERS_MAX", "OPERATIONS", "REQUEST_KEYS", "Operation"]
+__all__ = ["ADDRESSES_MAX", "KEY_CHARACTERS_MAX", "OPERATIONS", "REQUEST_KEYS", "TOPICS", "Operation"]
 
 REQUEST_KEYS: Final = ("v", "id", "op", "args", "key")
 """Keys of a request map. `id` comes back in the reply; `key` is the idempotency key of a changing request."""
@@ -48,9 +48,9 @@ class Nothing(Table):
 
 
 class Stop(Table):
-    """now: do not wait for what is in flight."""
+    """How to stop."""
 
-    now: Annotated[bool, Field(description="true or false")] = False
+    now: Annotated[bool, Field(description="true to drop what is in flight, else false")] = False
 
 
 class CampaignContent(Table):
@@ -70,7 +70,7 @@ class CampaignContent(Table):
 class Send(CampaignContent):
     """A campaign to create and launch."""
 
-    checked: Annotated[bool, Field(description="true: answer when the checks have passed or failed")] = False
+    checked: Annotated[bool, Field(description="true to answer only when the checks have ended, else false")] = False
 
 
 class CampaignReference(Table):
@@ -89,7 +89,7 @@ class CampaignReference(Table):
 class Launch(CampaignReference):
     """A draft to launch."""
 
-    checked: Annotated[bool, Field(description="true: answer when the checks have passed or failed")] = False
+    checked: Annotated[bool, Field(description="true to answer only when the checks have ended, else false")] = False
 
 
 class CampaignList(Table):
@@ -106,7 +106,7 @@ class AudienceImport(Table):
     email_column: Annotated[
         _Column | None, Field(description="the name of the address column, if it is not `email` or the like")
     ] = None
-    dry_run: Annotated[bool, Field(description="true: read and check everything, change nothing")] = False
+    dry_run: Annotated[bool, Field(description="true to check everything and change nothing, else false")] = False
 
 
 class ListReference(Table):
@@ -163,6 +163,21 @@ class JobReference(Table):
     """A job that was started."""
 
     job: Annotated[int, Field(ge=1, le=(1 << 63) - 1, description="the id of a job")]
+
+
+TOPICS: Final = MappingProxyType(
+    {
+        "engine": "the engine as a whole: ready, stopping, settings read anew",
+        "actor": "a process of the engine: started, ready, died, hung",
+        "campaign": "`campaign.7.`: each change of state of campaign 7, its end with the account",
+        "recipient": "people dealt with singly: suppressed, retried, found to crash a sender",
+        "relay": "a relay: tripped, back again, stepped down",
+        "job": "`job.12.`: `job.started`, `job.progress`, `job.done`, `job.failed`",
+        "governor": "what the engine changed about itself, and why",
+        "alert": "what an operator should look at",
+    }
+)
+"""First words of the topics of events, and what is told under them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +288,7 @@ OPERATIONS: Final = MappingProxyType(
         "relay.check": Operation(
             RelayCheck,
             "Connect to relays, greet, secure, log in, and say what was found; no mail is sent",
-            '`{"ok": true, "relays": [{"name", "ok", "greeting", "extensions", "tls", "mode", "error", ...}]}`',
+            '`{"ok": true, "relays": [{"name", "ok", "banner", "tls", "mode", "features", "open_ms"} or "error"]}`',
         ),
         "job.show": Operation(
             JobReference,
