@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 from broker.contract.errors import CODES
 from broker.contract.messages import OPERATIONS, TOPICS, Operation
 
@@ -58,8 +60,7 @@ def _section(name: str, operation: Operation) -> str:
         lines += ["| argument | type | default | |", "|---|---|---|---|"]
         for argument, declared in schema["properties"].items():
             field = operation.args.model_fields[argument]
-            default = f"`{json.dumps(field.get_default(call_default_factory=True))}`"
-            default = "required" if field.is_required() else default
+            default = "required" if field.is_required() else _default(field)
             lines.append(f"| `{argument}` | {_type(declared)} | {default} | {field.description} |")
         lines.append("")
     lines += [f"Result: {operation.reply}", ""]
@@ -72,6 +73,10 @@ def _type(declared: Mapping[str, Any]) -> str:
     if declared["type"] == "array":
         return f"array of {_type(declared['items'])}"
     return _TYPES[declared["type"]]
+
+
+def _default(field: FieldInfo) -> str:
+    return f"`{json.dumps(field.get_default(call_default_factory=True))}`"
 
 
 def _codes() -> str:
