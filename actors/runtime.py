@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import structlog
 import uvloop
 import zmq
 from setproctitle import setproctitle
@@ -35,6 +34,7 @@ from setproctitle import setproctitle
 from broker.contract import codec
 from broker.contract.boot import BOOT_FAILED, CRASHED, DRAINED, Boot, process_starttime
 from broker.contract.errors import EcmError
+from broker.contract.log import Log, open_log
 from broker.contract.paths import StateDir
 from broker.contract.sockets import ipc
 from shm.arena import Arena
@@ -86,7 +86,7 @@ class Context:
     state: StateDir
     clock: EngineClock
     send: Callable[[Message], None]
-    log: Any
+    log: Log
     fault: Callable[[str], None]
 
 
@@ -95,7 +95,7 @@ def run(boot: Boot, actor_factory: Callable[[], Actor]) -> None:
     setproctitle(f"email-campaign: {boot.name}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group; the broker decides
     faulthandler.enable(file=sys.stderr, all_threads=True)  # SIGABRT among others
-    log = _open_log(boot)
+    log = open_log(boot.name)
     try:
         lock = _hold_actors_lock(StateDir(Path(boot.state_dir)))
     except OSError as error:
@@ -115,27 +115,12 @@ def _hold_actors_lock(state: StateDir) -> int:
     return descriptor
 
 
-def _pin(boot: Boot, log: Any) -> None:
+def _pin(boot: Boot, log: Log) -> None:
     if boot.cpus:
         try:
             os.sched_setaffinity(0, boot.cpus)
         except OSError as error:  # the cpuset shrank since the broker looked: slower, not wrong
             log.warning("actor was not pinned", cpus=boot.cpus, reason=error.strerror)
-
-
-def _open_log(boot: Boot) -> Any:
-    """A logger that writes one line an event to stderr, which the broker points at the engine log."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event", "actor"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(20),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
-    return structlog.get_logger().bind(actor=boot.name)
 
 
 class _Mailbox:
@@ -160,7 +145,7 @@ class _Mailbox:
 
     def poll(self) -> None:
         """Deliver everything that has arrived."""
-        while True:
+        while not self._socket.closed:  # a poll asked for before the end may come after it
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -179,7 +164,7 @@ class _Mailbox:
             self._socket.send(codec.pack(full), zmq.NOBLOCK)
         except zmq.Again:
             return
-        if self._socket.poll(0):
+        if self._socket.poll(0):  # the send may have swallowed the readiness
             asyncio.get_running_loop().call_soon(self.poll)
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -191,7 +176,7 @@ class _Mailbox:
 class _Life:
     """One actor's time on the loop."""
 
-    def __init__(self, boot: Boot, actor: Actor, log: Any) -> None:
+    def __init__(self, boot: Boot, actor: Actor, log: Log) -> None:
         self._boot = boot
         self._actor = actor
         self._log = log
@@ -249,7 +234,7 @@ class _Life:
             await self._actor.start(ctx)
         except Exception as error:  # noqa: BLE001  outermost loop: one line, then the end
             ctx.fault(f"start: {error}")
-            self._log.exception("actor could not start", reason=str(error))
+            self._log.error("actor could not start", reason=str(error), exc_info=error)
             return BOOT_FAILED
         if self._end.done():
             return self._end.result()

@@ -7,18 +7,16 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import structlog
 import zmq
 import zmq.asyncio
 
 from broker.contract import codec
 from broker.contract.errors import EcmError
+from broker.contract.log import log
 from broker.contract.paths import StateDir
 from broker.contract.sockets import ipc
 
 __all__ = ["ActorsSocket"]
-
-log = structlog.get_logger("actors")
 
 
 class ActorsSocket:
@@ -59,7 +57,7 @@ class ActorsSocket:
             try:
                 message = codec.unpack(frames[1])
             except EcmError:
-                log.warning("message dropped", actor=frames[0].decode(errors="replace"), reason="not msgpack")
+                log.warning("message dropped", name=frames[0].decode(errors="replace"), reason="not msgpack")
                 continue
             if isinstance(message, dict) and message.get("start") == self._start_id:
                 self._on_message(frames[0].decode(errors="replace"), message)

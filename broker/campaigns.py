@@ -16,11 +16,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from broker.account import account_of, count_open, ended_account, rate_of
 from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError
+from broker.contract.log import log
 from broker.leases import CANCEL, RETURN
 from broker.running import Running
 from broker.store import campaigns as store_campaigns
@@ -33,8 +32,6 @@ __all__ = ["Campaigns"]
 
 ORDER_SEEN_S = 1.0  # a holder's loop beats every 100 ms; one that does not within this is hung, and being killed
 ACTIVE = ("running", "waiting", "paused")
-
-log = structlog.get_logger("campaigns")
 
 
 class Campaigns:

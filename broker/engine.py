@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import structlog
 import zmq.asyncio
 
 from broker.actors_socket import ActorsSocket
@@ -21,6 +20,7 @@ from broker.arena_tables import Tables
 from broker.campaigns import Campaigns
 from broker.contract.boot import Boot, process_starttime
 from broker.contract.errors import EcmError
+from broker.contract.log import log
 from broker.contract.machine import Machine
 from broker.contract.paths import StateDir
 from broker.contract.settings import Settings
@@ -44,8 +44,6 @@ __all__ = ["Engine"]
 
 DRAIN_S = 30.0  # how long a stop waits for what is in flight
 NOW_S = 3.0  # the same for `ctl stop --now`
-
-log = structlog.get_logger("engine")
 
 
 class Engine:
@@ -147,9 +145,7 @@ class Engine:
         began = time.monotonic()
         while self.supervisor.alive():
             if time.monotonic() - began > (NOW_S if self._stop_now else DRAIN_S):
-                log.error(
-                    "actors did not end in time and were killed", actors=[s.name for s in self.supervisor.alive()]
-                )
+                log.error("actors did not end in time and were killed", names=[s.name for s in self.supervisor.alive()])
                 self.supervisor.kill_all()
             await asyncio.sleep(0.01)
         while self.leases.open and time.monotonic() - began < DRAIN_S + NOW_S:
@@ -276,7 +272,7 @@ class Engine:
         elif kind in ("lease.done", "ready"):
             self.wake()
         elif kind == "lease.failed":
-            log.error("lease failed", actor=actor, number=message.get("number"), reason=message.get("reason"))
+            log.error("lease failed", name=actor, number=message.get("number"), reason=message.get("reason"))
         if kind == "ready" and actor.startswith("loader-"):
             self.task(self.jobs.offer_again())
 

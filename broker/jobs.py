@@ -20,9 +20,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import structlog
-
 from broker.contract.errors import EcmError
+from broker.contract.log import log
 from broker.events import EventBus
 from broker.store import jobs as store_jobs
 from broker.store.jobs import JobRow
@@ -37,8 +36,6 @@ _TIED = frozenset({"snapshot", "check"})  # kinds that mean nothing once the bro
 Progress = Callable[[dict[str, Any]], None]
 Work = Callable[[dict[str, Any], Progress], Awaitable[dict[str, Any]]]
 """Work of the broker itself: (args, progress) -> result; raises EcmError."""
-
-log = structlog.get_logger("jobs")
 
 
 @dataclass(slots=True)
@@ -233,7 +230,7 @@ class Jobs:
         try:
             await self._store_call(change, known.row.id, outcome, self._now_s())
         except EcmError as error:
-            log.error("job's end not kept", job=known.row.id, reason=error.message)  # noqa: TRY400  one line, no stack
+            log.error("job's end not kept", job=known.row.id, reason=error.message)
             known.ended.set_exception(error)
             return False
         finally:

@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import structlog
-
+from broker.contract.log import log
 from broker.contract.paths import StateDir
 from broker.running import Lease, Phase, Running, ShardState
 from shm.files.ledger import Counts, Ledger, Policy
@@ -28,7 +27,6 @@ RUN, RETURN, CANCEL = 1, 2, 3
 SUSPECT_DEATHS = 2  # a shard whose holders died this often is leased alone, a row at a time
 POISON_DEATHS = 3  # one more death under such a lease convicts the row in flight
 
-log = structlog.get_logger("leases")
 _T = TypeVar("_T")
 Work = Callable[[Callable[[], Any]], Awaitable[Any]]
 

@@ -14,11 +14,10 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-import structlog
-
 from broker.contract.boot import process_starttime
 from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError
+from broker.contract.log import log
 from broker.contract.paths import StateDir
 from broker.locks import actors_gone
 from broker.running import ShardState
@@ -29,8 +28,6 @@ from shm.live.heartbeat import Heartbeats
 __all__ = ["Recovery", "end_orphans"]
 
 ORPHANS_S = 5.0  # SIGKILL ends a process at once; a core dump or a stuck disk may take a little
-
-log = structlog.get_logger("recovery")
 
 
 def end_orphans(state: StateDir) -> None:

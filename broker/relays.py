@@ -11,10 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError
+from broker.contract.log import log
 from broker.contract.settings import Relay, Settings
 from shm.live.faults import FaultTable
 from shm.live.relays import RelayState, RelayTable
@@ -23,8 +22,6 @@ __all__ = ["RelayView", "Relays", "allowances"]
 
 CHECK_S_MAX = 20.0  # connect, greeting, EHLO, TLS and AUTH of a slow relay
 DOWN_S = 2.0  # no connection and only failures for this long: campaigns on it wait
-
-log = structlog.get_logger("relays")
 
 
 def allowances(connections: int, senders: int) -> list[int]:
@@ -82,13 +79,12 @@ class Relays:
     def of(self, spec: CampaignSpec) -> list[tuple[str, int]]:
         """(relay, weight) of a campaign's relay or pool. Raises EcmError unknown_relay, from_not_allowed."""
         relays = list(self._settings.weights(spec.relay).items())
-        domain = spec.from_address.rpartition("@")[2].lower()
         for name, _ in relays:
-            allowed = [d.lower() for d in self._settings.relays[name].from_domains]
-            if allowed and domain not in allowed:
+            relay = self._settings.relays[name]
+            if not relay.allows_from(spec.from_address):
                 raise EcmError(
                     "from_not_allowed",
-                    f"relay `{name}` does not send for {domain}: it allows {', '.join(allowed)}",
+                    f"relay `{name}` sends for {', '.join(relay.from_domains)} only, not for: {spec.from_address}",
                     field="from",
                     hint="choose another relay, or add the domain to its `from_domains`",
                 )

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import structlog
 import uvloop
 from setproctitle import setproctitle
 
 from broker.arena_tables import Tables, make_tables
 from broker.contract.errors import EcmError
-from broker.contract.log import open_log
+from broker.contract.log import log, open_log
 from broker.contract.machine import Machine, probe, raise_fd_limit
 from broker.contract.paths import StateDir
 from broker.contract.settings import Settings, load_settings
@@ -53,7 +52,7 @@ def serve(root: Path, config: Path | None, report: Report) -> None:
         raise_fd_limit()
         machine = probe(state.root)
         if settings.engine.user == "" and os.geteuid() == 0:
-            structlog.get_logger().warning("engine runs as root", hint="set [engine] user")
+            log.warning("engine runs as root", hint="set [engine] user")
         start_id = secrets.token_hex(6)
         tables = make_tables(state, machine, start_id, _wall_ns(state), time.monotonic_ns())
         try:
@@ -78,7 +77,7 @@ async def _live(
     try:
         engine.spawn()
         await engine.start()
-        structlog.get_logger().info(
+        log.info(
             "engine ready", start=start_id, senders=engine.sender_count,
             seconds=round(time.monotonic() - engine.started_mono, 3), settings=str(settings.source or "built in"),
         )  # fmt: skip

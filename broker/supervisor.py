@@ -16,10 +16,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import structlog
-
 from broker.contract.boot import BOOT_FAILED, Boot
 from broker.contract.errors import EcmError
+from broker.contract.log import log
 from broker.process import Child
 from shm.live.heartbeat import ActorState, Heartbeats, Kind
 
@@ -31,8 +30,6 @@ STACK_S = 1.0  # between asking for the stack and SIGKILL
 CRASH_LOOP_S = 10.0  # two deaths within this time are a loop
 BACKOFF_S_MAX = 30.0
 FAILED_STARTS_MAX = 3  # deaths in a row before the actor was ever ready
-
-log = structlog.get_logger("supervisor")
 
 
 @dataclass(slots=True)
@@ -139,7 +136,7 @@ class Supervisor:
         if not slot.asked:
             slot.asked = now
             log.error(
-                "actor hung", actor=slot.name, pid=child.pid, silent_s=round(silence, 1), action="asked for its stack"
+                "actor hung", name=slot.name, pid=child.pid, silent_s=round(silence, 1), action="asked for its stack"
             )
             self._on_event("actor.hung", slot, {"pid": child.pid, "silent_s": round(silence, 1)})
             child.ask_for_stack()
@@ -154,7 +151,7 @@ class Supervisor:
         expected = self.stopping and status == 0
         word = f"exit status {status}" if status is None or status >= 0 else f"signal {signal.Signals(-status).name}"
         if not expected:
-            log.error("actor died", actor=slot.name, pid=child.pid, how=word, generation=slot.generation)
+            log.error("actor died", name=slot.name, pid=child.pid, how=word, generation=slot.generation)
         self._on_event("actor.ended" if expected else "actor.died", slot, {"pid": child.pid, "how": word})
         was_ready, slot.was_ready, slot.asked = slot.was_ready, False, 0.0
         self._on_death(slot)

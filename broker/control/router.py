@@ -21,13 +21,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
-import structlog
 import zmq
 import zmq.asyncio
 from pydantic import ValidationError
 
 from broker.contract import codec
 from broker.contract.errors import EcmError
+from broker.contract.log import log
 from broker.contract.messages import KEY_CHARACTERS_MAX, OPERATIONS, REQUEST_KEYS, Operation
 from broker.contract.problems import Table, explain, nearest
 from broker.contract.sockets import ipc
@@ -53,8 +53,6 @@ REQUESTS_MAX: Final = 1_000
 
 ID_BYTES_MAX: Final = 256
 FRAMES_MAX: Final = 16  # identity, hops of proxies, delimiter, payload
-
-log = structlog.get_logger("control")
 
 
 @dataclass(frozen=True, slots=True)
