@@ -129,8 +129,9 @@ class Record:
 
 def _message_id(body: bytes) -> bytes:
     """The value of the Message-ID header, or nothing."""
-    start = body.find(b"\r\nMessage-ID: ")  # as our own messages spell it: no search of a case-insensitive kind
+    end = body.find(b"\r\n\r\n") + 2
+    start = body.find(b"\r\nMessage-ID: ", 0, end)  # as our own messages spell it: a plain search is cheap
     if start >= 0:
         return body[start + 14 : body.find(b"\r\n", start + 14)]
-    match = _MESSAGE_ID_RE.search(body, 0, body.find(b"\r\n\r\n") + 2)
+    match = _MESSAGE_ID_RE.search(body, 0, end)
     return match[1] if match is not None else b""

@@ -1,8 +1,8 @@
 """Mail transactions in flight on one connection (RFC 5321 3.3, pipelined as RFC 2920 3.1 allows).
 
 Sans-IO: bytes in, bytes and facts out. No socket, no clock, no event loop, and no opinion about what a fact means for
-a recipient: that is `outcome`. Hot: thousands of messages a second pass through one object (about 4 us each for
-`submit` and `receive`, of which 1 us is the body's own copying; `bench/smtp.py`).
+a recipient: that is `outcome`. Hot: thousands of messages a second pass through one object (`submit` and `receive` take
+about 5 us a message of 4 kB together, a third of it for the body; `python bench/smtp.py`).
 
 How the modes speak, C: and S: marking a round trip each
 
@@ -26,6 +26,7 @@ will say "after" at MAIL and RCPT too; `outcome` holds these rows already.
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
@@ -97,6 +98,7 @@ _AFTER = {"lost": Event.LOST_AFTER, "timeout": Event.TIMEOUT_AFTER, "garbage": E
 # What a line begins with, by stage, when all goes well: such a line costs one comparison.
 _USUAL: Final = (None, None, None, None, None, b"250 ", b"250 ", b"354 ", b"250 ", None, None)
 _NEVER: Final = (None,) * len(_USUAL)  # every line takes the careful way
+_DOT_LINE: Final = re.compile(rb"\r\n\.")
 _CONTROL: Final = bytes([*range(32), 127])
 
 
@@ -315,7 +317,11 @@ class Transactions:
         if head.cause is not None:
             self._say(b".\r\n", _BODY)
             return
-        body = head.body.replace(b"\r\n.", b"\r\n..")  # RFC 5321 4.5.2
+        body = head.body  # RFC 5321 4.5.2 doubles a dot that begins a line
+        if (
+            _DOT_LINE.search(body) is not None
+        ):  # rare; twice as quick as letting replace look (1.2 against 2.6 us, 4 kB)
+            body = body.replace(b"\r\n.", b"\r\n..")
         head.body = b""
         self._say(b"".join((b"." if body[0] == 46 else b"", body, b".\r\n")), _BODY)
 

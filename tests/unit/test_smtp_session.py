@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # pytest itself imports these, as plugins
 pytest_plugins = ["tests.fixtures.certificate"]
 
 GREET = b"220 relay.example.com ready\r\n"
-HELLO = [GREET, hear(b"EHLO"), b"250-relay.example.com\r\n250-PIPELINING\r\n250 SIZE 1000\r\n"]
+HELLO: list[Any] = [GREET, hear(b"EHLO"), b"250-relay.example.com\r\n250-PIPELINING\r\n250 SIZE 1000\r\n"]
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -158,8 +158,8 @@ def test_nobody_there_and_no_such_host_are_told_apart() -> None:
     assert caught.value.blames == "sender"
 
 
-STARTTLS = [GREET, hear(b"EHLO"), b"250-relay.example.com\r\n250 STARTTLS\r\n", hear(b"STARTTLS"), b"220 go\r\n"]
-SECURE = [*STARTTLS, START_TLS, hear(b"EHLO"), b"250-relay.example.com\r\n250-AUTH PLAIN\r\n250 PIPELINING\r\n"]
+STARTTLS: list[Any] = [GREET, hear(b"EHLO"), b"250-relay.example.com\r\n250 STARTTLS\r\n", hear(b"STARTTLS"), b"220 go\r\n"]
+SECURE: list[Any] = [*STARTTLS, START_TLS, hear(b"EHLO"), b"250-relay.example.com\r\n250-AUTH PLAIN\r\n250 PIPELINING\r\n"]
 
 
 def test_features_are_those_announced_after_tls(certificate: Certificate) -> None:
@@ -258,7 +258,7 @@ class Listener(asyncio.Protocol):
 def test_the_transport_is_ours_after_the_hand_over(certificate: Certificate, tls: str) -> None:
     """Bytes go to our protocol from then on, in the clear, after STARTTLS and over implicit TLS."""
     opening = SECURE if tls == "required" else HELLO
-    script = [*opening, hear(b"NOOP"), b"250 ours\r\n"]
+    script: list[Any] = [*opening, hear(b"NOOP"), b"250 ours\r\n"]
 
     async def work() -> bytes:
         async with line_server(script, context=certificate.context, implicit=tls == "implicit") as server:
@@ -280,7 +280,7 @@ def test_the_transport_is_ours_after_the_hand_over(certificate: Certificate, tls
 
 def test_a_relay_that_speaks_out_of_turn_is_not_taken_over() -> None:
     """A reply nobody asked for behind the EHLO reply: counting would be wrong from the first message on."""
-    script = [GREET, hear(b"EHLO"), b"250 relay.example.com\r\n250 and more\r\n", SILENCE]
+    script: list[Any] = [GREET, hear(b"EHLO"), b"250 relay.example.com\r\n250 and more\r\n", SILENCE]
 
     async def work() -> str:
         async with line_server(script) as server:
