@@ -158,8 +158,19 @@ def test_nobody_there_and_no_such_host_are_told_apart() -> None:
     assert caught.value.blames == "sender"
 
 
-STARTTLS: list[Any] = [GREET, hear(b"EHLO"), b"250-relay.example.com\r\n250 STARTTLS\r\n", hear(b"STARTTLS"), b"220 go\r\n"]
-SECURE: list[Any] = [*STARTTLS, START_TLS, hear(b"EHLO"), b"250-relay.example.com\r\n250-AUTH PLAIN\r\n250 PIPELINING\r\n"]
+STARTTLS: list[Any] = [
+    GREET,
+    hear(b"EHLO"),
+    b"250-relay.example.com\r\n250 STARTTLS\r\n",
+    hear(b"STARTTLS"),
+    b"220 go\r\n",
+]
+SECURE: list[Any] = [
+    *STARTTLS,
+    START_TLS,
+    hear(b"EHLO"),
+    b"250-relay.example.com\r\n250-AUTH PLAIN\r\n250 PIPELINING\r\n",
+]
 
 
 def test_features_are_those_announced_after_tls(certificate: Certificate) -> None:
