@@ -126,7 +126,7 @@ class GrantTable:
         words[at + _GRANTED] = 0
         words[at + TENANT] = number
 
-    def push(  # noqa: PLR0917  called once a slice; a map of seven numbers would be made and thrown away
+    def push(
         self,
         row: int,
         slot: int,

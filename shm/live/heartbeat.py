@@ -104,7 +104,7 @@ class Heartbeats:
 
     # ---- the broker
 
-    def spawned(  # noqa: PLR0917  the words of the row, in its order
+    def spawned(
         self,
         row: int,
         kind: int,

@@ -108,7 +108,7 @@ class LeaseTable:
 
     # ---- the broker
 
-    def offer(  # noqa: PLR0917  the words of the row, in its order
+    def offer(
         self,
         row: int,
         slot: int,
