@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgpack  # type: ignore[import-untyped, unused-ignore]
 import numpy as np
 
-from actors.loader.packing import TextEntries, line_prefixes, map_header
+from actors.loader.packing import Entries, line_prefixes, map_header
 from actors.loader.recipients import Batch, lacking
 from broker.contract.errors import EcmError
 from broker.store.audience import ADDRESS_FIELD, AudienceStore, Stored
@@ -35,7 +36,7 @@ class ListAudience:
         except BaseException:
             self._store.close()
             raise
-        self._address_entries = TextEntries(ADDRESS_FIELD)
+        self._address_entries = Entries(msgpack.packb(ADDRESS_FIELD))
         self.file: str | None = None
         self.size = self._list.subscribed
         self.rows = 0

@@ -11,7 +11,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Final
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from shm.files.shard import LINE_FIELD
 
-__all__ = ["LINE_MAX", "RecordPacker", "TextEntries", "line_prefixes", "map_header", "text_header"]
+__all__ = ["LINE_MAX", "Entries", "RecordPacker", "bytes_header", "line_prefixes", "map_header", "text_header"]
 
 LINE_MAX: Final = (1 << 32) - 1
 KEPT_LENGTHS: Final = 4_096  # lengths whose entry is kept; longer cells are rare and pay for their own
@@ -44,15 +44,25 @@ def text_header(length: int) -> bytes:
     return b"\xdb" + length.to_bytes(4, "big")
 
 
-class TextEntries(dict[int, bytes]):
-    """By length of the text: the packed name and the header of the text."""
+def bytes_header(length: int) -> bytes:
+    """Msgpack's header of `length` plain bytes."""
+    if length < 1 << 8:
+        return b"\xc4%c" % length
+    if length < 1 << 16:
+        return b"\xc5" + length.to_bytes(2, "big")
+    return b"\xc6" + length.to_bytes(4, "big")
 
-    def __init__(self, name: str) -> None:
+
+class Entries(dict[int, bytes]):
+    """By length of what follows: `before`, which is the same each time, and the header of that length."""
+
+    def __init__(self, before: bytes, header: Callable[[int], bytes] = text_header) -> None:
         super().__init__()
-        self._name: bytes = msgpack.packb(name)
+        self._before = before
+        self._header = header
 
     def __missing__(self, length: int) -> bytes:
-        entry = self._name + text_header(length)
+        entry = self._before + self._header(length)
         if length < KEPT_LENGTHS:
             self[length] = entry
         return entry
@@ -63,7 +73,7 @@ class RecordPacker:
 
     def __init__(self, names: list[str], *, numbered: bool) -> None:
         """names: of the columns, in order; numbered: whether each map begins with `_line`."""
-        self._entries = [TextEntries(name) for name in names]
+        self._entries = [Entries(msgpack.packb(name)) for name in names]
         self._numbered = numbered
         self._header = map_header(len(names) + numbered)
 

@@ -15,11 +15,10 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.loader.census import Census, Result, Silenced
 from actors.loader.faults import explain_errno
-from actors.loader.kept import ListAudience
 from actors.loader.preview import Checks
 from actors.loader.progress import Cancelled, Meter, Progress
 from actors.loader.recipients import Audience, RecipientsFile
@@ -31,6 +30,9 @@ from broker.contract.paths import StateDir
 from shm.files import bundle
 from shm.files.bundle import Bundle
 from shm.files.shard import GROUP_OTHER
+
+if TYPE_CHECKING:
+    from actors.loader.kept import ListAudience
 
 __all__ = ["Request", "check", "snapshot"]
 
@@ -174,6 +176,8 @@ class _Work:
     def _open(self) -> RecipientsFile | ListAudience:
         spec = self._request.spec
         if spec.get("audience"):
+            from actors.loader.kept import ListAudience
+
             return ListAudience(self._state.audience_db, spec["audience"])
         path = spec.get("recipients")
         if not path:

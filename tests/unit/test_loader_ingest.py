@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.loader import ingest
+from actors.loader import aside
 from actors.loader.ingest import import_list, unsubscribe
 from broker.contract.errors import EcmError
 from broker.contract.paths import StateDir
@@ -130,7 +130,7 @@ def test_large_import_equals_a_small_one(state: StateDir, monkeypatch: pytest.Mo
     expected: dict[str, str] = {}
     for email, name in people:
         expected.setdefault(email, name)
-    monkeypatch.setattr(ingest.Aside.__init__, "__defaults__", (500,))
+    monkeypatch.setattr(aside.Aside.__init__, "__defaults__", (500,))
     result = load(state, "email,name\n" + "".join(f"{email},{name}\n" for email, name in people))
     assert (result["added"], result["duplicates"]) == (len(expected), 3_000 - len(expected))
     assert {email: fields["name"] for email, fields in members(state).items()} == expected
@@ -139,7 +139,8 @@ def test_large_import_equals_a_small_one(state: StateDir, monkeypatch: pytest.Mo
 
 def test_interrupted_import_is_begun_again(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """An import cancelled half-way leaves whole batches; the same import again completes it, adding nobody twice."""
-    monkeypatch.setattr(ingest.Aside.__init__, "__defaults__", (100,))
+    monkeypatch.setattr(aside.Aside.__init__, "__defaults__", (100,))
+    monkeypatch.setattr(aside, "BATCH_ROWS", 10)
     path = state.root.parent / "r.csv"
     path.write_text("email,name\n" + "".join(f"user{n}@example.com,{n}\n" for n in range(2_000)))
     calls = 0
