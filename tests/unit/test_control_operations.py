@@ -182,7 +182,8 @@ def test_lists_are_read_here_and_changed_by_the_loader(tmp_path: Path) -> None:
         store.ensure("customers", 1.0)
         store.close()
         assert [each["list"] for each in (await caller.ask("audience.lists"))["lists"]] == ["customers"]
-        assert (await caller.ask("audience.show", {"list": "customers"}))["subscribed"] == 0
+        shown = await caller.ask("audience.show", {"list": "customers"})
+        assert (shown["subscribed"], shown["created"]) == (0, "1970-01-01T00:00:01.000Z")
         assert (await refused(caller, "audience.show", {"list": "customer"})).code == "unknown_list"
         job = (await caller.ask("audience.import", {"list": "customers", "path": "/srv/c.csv"}))["job"]
         assert engine.to_loader[-1] == {
