@@ -26,7 +26,6 @@ from binascii import a2b_qp
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from operator import gt
 
 from actors.message.mime import BODY_LINE_MAX, part_head, qp_piece, quoted_printable, seven_bit
 
@@ -69,6 +68,8 @@ _FILTERS = re.compile(
 _METHODS = re.compile(
     "capitalize|cycle|endswith|lower|lstrip|replace|rstrip|split|startswith|strip|title|upper"
 ).fullmatch
+_QUOTABLE = re.compile(r"[!#-&(-\[\]-z|~]+").fullmatch  # fit to be a string in an expression as it stands
+_CONDITION = re.compile(r"\sif\s").search
 _BEFORE_PARENTHESIS = re.compile("and|else|if|in|is|not|or|range").fullmatch
 
 
@@ -287,23 +288,45 @@ class Body:
 class Split:
     """All templates of a campaign that can be split, as one marked template.
 
-    source    the marked template; in HTML mode, with what is not HTML in a block that does not escape
-    headers   keys of the header templates in it; their sections are their texts
-    bodies    key -> Body
+    source   the marked template, for HTML mode: what is not HTML stands in a block that does not escape
+    keys     the templates in it, in the order of its sections
+    bodies   key -> Body; the sections of other keys are their texts as they are
+    url      key of the unsubscribe address if that is one of them: the template then sets `unsubscribe_url` itself
+
+    headers   key -> template
     """
 
-    def __init__(self, headers: Mapping[str, str], bodies: Mapping[str, Body]) -> None:
-        self.headers = tuple(key for key, source in headers.items() if scan(source) is not None)
+    def __init__(self, headers: Mapping[str, str], bodies: Mapping[str, Body], url: str | None) -> None:
         self.bodies = dict(bodies)
-        plain = [headers[key] for key in self.headers]
-        plain += [body.marked for key, body in bodies.items() if key != "html"]
-        html = [body.marked for key, body in bodies.items() if key == "html"]
-        self.keys = (
-            *self.headers,
-            *(key for key in bodies if key != "html"),
-            *(key for key in bodies if key == "html"),
-        )
-        self.source = SECTION.join(["{% autoescape false %}" + SECTION.join(plain) + "{% endautoescape %}", *html])
+        self.url = None
+        plain = {}
+        opening = "{% autoescape false %}"
+        for key, source in headers.items():
+            if key == url:
+                expression = _as_expression(source)
+                if expression is not None:
+                    self.url = key
+                    opening = f"{{% set unsubscribe_url = {expression} %}}{opening}"
+                    plain[key] = "{{ unsubscribe_url }}"
+            elif scan(source) is not None:
+                plain[key] = source
+        plain |= {key: body.marked for key, body in bodies.items() if key != "html"}
+        html = {key: body.marked for key, body in bodies.items() if key == "html"}
+        self.keys = (*plain, *html)
+        self.source = SECTION.join([opening + SECTION.join(plain.values()) + "{% endautoescape %}", *html.values()])
+
+
+def _as_expression(source: str) -> str | None:
+    """A template of literals and plain outputs as one expression, None for any other."""
+    terms = ['""']
+    for piece in scan(source) or [Piece(Kind.BLOCK, "")]:
+        if piece.kind is Kind.LITERAL and _QUOTABLE(piece.text):
+            terms.append(f'"{piece.text}"')
+        elif piece.kind is Kind.OUTPUT and not _CONDITION(piece.text):  # one without an else prints, but joins nothing
+            terms.append(f"({piece.text[2:-2]})")
+        else:
+            return None
+    return " ~ ".join(terms)
 
 
 def _coded(data: bytes, values: list[bytes], odd: bytes, rooms: tuple[int, ...]) -> list[bytes]:
@@ -314,19 +337,17 @@ def _coded(data: bytes, values: list[bytes], odd: bytes, rooms: tuple[int, ...])
     odd      the bytes of the section that are not printable ASCII
     """
     if b"\n" in odd:  # line ends inside values: the column starts anew, and white space before them matters
-        return [_fitted(value, room) for value, room in zip(values, rooms, strict=True)]
+        return [_fitted(value, room) for value, room in zip(values, rooms, strict=False)]
     if odd:
         # All in one go. MARK comes out as =1D, which no value can: its `=` becomes =3D. Lines end in soft breaks only,
         # so that a value needs at most one more, before it.
         coded = qp_piece(data)[0].split(_CODED_MARK)[1::2]
-        return [value if len(value) <= room else _SOFT + value for value, room in zip(coded, rooms, strict=True)]
+        return [value if len(value) <= room else _SOFT + value for value, room in zip(coded, rooms, strict=False)]
     coded = data.replace(b"=", b"=3D").split(_MARK)[1::2] if b"=" in data else values
-    if any(map(gt, map(len, coded), rooms)):
-        return [
-            short if len(short) <= room else _SOFT + short if len(short) <= _LINE else _fitted(value, room)
-            for short, value, room in zip(coded, values, rooms, strict=True)
-        ]
-    return coded
+    return [
+        short if len(short) <= room else _SOFT + short if len(short) <= _LINE else _fitted(value, room)
+        for short, value, room in zip(coded, values, rooms, strict=False)  # of one length, being of one plan
+    ]
 
 
 def _fitted(value: bytes, room: int) -> bytes:

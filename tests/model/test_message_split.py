@@ -25,6 +25,15 @@ SHAPES = (
     *("{} | striptags", "'%c' | format(29)", "'\\x1d'", "namespace()", "gone"),
 )
 CAPTURES = ("set z", "filter upper", "macro m()", "with z = 1", "raw")  # what must be rendered whole
+LINKS = (
+    *(
+        "https://example.com/u?e={{ email | urlencode }}",
+        "https://example.com/{{ a }}/{{b|urlencode}}",
+        "https://{{ c }}",
+    ),
+    *("https://example.com/{% if a %}{{ b | urlencode }}{% endif %}", "https://example.com/ü?x={{ a | urlencode }}"),
+    *("https://example.com/{{ 'x' if a }}", "https://example.com/{{ '&' | e }}{{ a | urlencode }}"),
+)
 VALUES = st.one_of(
     WORDS, st.text(HARD, max_size=12), st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
     st.sampled_from(["Anna", "a b c", "7", MARK, SECTION, "\x1d0", "v" * 80, "v " * 600]),
@@ -80,9 +89,9 @@ def templates(draw: st.DrawFn, depth: int = 2) -> str:
     return "".join(pieces)
 
 
-def composer_of(text: str | None, html: str | None) -> Composer:
-    """A composer whose header templates cannot fail, and whose first messages are not compared by itself."""
-    spec = make_spec(subject="{{ email }}", text=text, html=html)
+def composer_of(text: str | None, html: str | None, subject: str = "x", url: str = LINKS[0]) -> Composer:
+    """A composer whose first messages are not compared by itself."""
+    spec = make_spec(subject=subject, text=text, html=html, unsubscribe_url=url)
     try:
         composer = Composer(spec, INSTANCE, 7, "email")
     except EcmError:
@@ -106,12 +115,12 @@ def outcome(composer: Composer, way: str, fields: dict[str, str]) -> object:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.none() | templates(), templates(), ROWS, ROWS)
+@given(st.none() | templates(), templates(), expressions(), st.sampled_from(LINKS), ROWS, ROWS)
 def test_quick_way_and_whole_way_make_the_same_message(
-    text: str | None, html: str, first: dict[str, str], second: dict[str, str]
+    text: str | None, html: str, subject: str, url: str, first: dict[str, str], second: dict[str, str]
 ) -> None:
     """Head, structure and decoded bodies are the same both ways, or both ways raise the same error."""
-    composer = composer_of(text or None, html or "-")
+    composer = composer_of(text or None, html or "-", f"Hello {{{{ {subject} }}}}", url)
     for fields in (first, second):
         assert outcome(composer, "compose", fields) == outcome(composer, "compose_whole", fields)
 

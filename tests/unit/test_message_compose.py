@@ -60,6 +60,7 @@ def test_envelope_carries_the_addresses_of_sender_and_recipient() -> None:
     assert message.smtputf8
     assert message.rcpt_to == "jürgen@example.org".encode()
     assert composed(make_composer(from_address="grüße@example.com")).smtputf8
+    assert composed(make_composer(reply_to="Wir <grüße@example.com>")).smtputf8
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,24 @@ def test_unsubscribe_address_made_of_a_field_must_be_https() -> None:
         with pytest.raises(ComposeError):
             composed(composer, link=link)
     assert read(composer, link="https://x.example/> y")["List-Unsubscribe"].startswith("<https://x.example/%3E%20y>")
+
+
+def test_check_raises_what_compose_would() -> None:
+    """`check` looks at one recipient without making a message."""
+    composer = make_composer()
+    composer.check(row())
+    with pytest.raises(MissingField):
+        composer.check({"email": "anna@example.org"})
+    with pytest.raises(ComposeError):
+        composer.check(row(first_name="a\nb"))
+
+
+def test_fields_need_not_be_text() -> None:
+    """Numbers print as numbers; None is a field that is not there."""
+    composer = make_composer(text="{{ first_name }} {{ n + 1 }}\n")
+    assert text_of(read(composer, n=41)) == "Anna 42\n"
+    with pytest.raises(MissingField):
+        composed(composer, n=None)
 
 
 def test_composer_is_made_of_a_bundle() -> None:

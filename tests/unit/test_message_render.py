@@ -24,6 +24,16 @@ def test_only_the_html_body_is_escaped() -> None:
     assert text_of(message, "html") == "&lt;b&gt;&amp;&#x27;&quot;|<b>&'\"\n"
 
 
+def test_links_in_html_stay_links() -> None:
+    """A link in a field keeps its slashes in HTML; what would end the attribute or the entity is escaped."""
+    html = '<a href="{{ link }}">x</a> {{ unsubscribe_url }} {{ x }}\n'
+    found = rendered(html, "html", link='https://example.com/a?b=1&c="', x="&#x2f;")
+    assert found == (
+        '<a href="https://example.com/a?b=1&amp;c=&quot;">x</a> https://example.com/u?e=anna%40example.org &amp;#x2f;\n'
+    )
+    assert rendered("{{ x }} &#x2f;\n", x="&#x2f;") == "&#x2f; &#x2f;\n"
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
