@@ -146,5 +146,8 @@ def test_names_are_what_the_audience_must_have() -> None:
 
 
 def test_a_column_named_like_a_function_is_a_column() -> None:
-    """A column `range` prints; a column `joiner` needs no function to give way."""
+    """A column `range` prints; a column `joiner` needs no function to give way; no name is taken by the engine."""
+    names = ("self", "name", "template_name", "context", "_line")
+    source = " ".join(f"{{{{ {name} }}}}" for name in names)
+    assert rendered(f"{source}\n", **{name: f"<{name}>" for name in names}) == " ".join(f"<{n}>" for n in names) + "\n"
     assert rendered("{{ range }} {{ joiner }}\n", range="5 km", joiner="Eva") == "5 km Eva\n"
