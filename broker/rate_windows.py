@@ -182,14 +182,17 @@ class Windows:
         return self.bucket is not None or bool(self._limits) or self.has_gap
 
     def settle(self, now_ns: int, spent: int, returned: int, last_ns: int) -> None:
-        """Take in what became of tokens, heard of at `now_ns`; no attempt was later than `last_ns`."""
+        """Take in what became of tokens, heard of at `now_ns`; no attempt was dated later than `last_ns`.
+
+        Gaps are kept from when the broker hears: an attempt is dated before its bytes are handed over.
+        """
         out = self.file.outstanding
         if self.bucket is not None:
             # First the time in which they were out: what a full bucket could not take then is lost.
             self.bucket.refill(last_ns if spent else now_ns, out)
             self.bucket.level += returned * ONE
         if spent:
-            self._last_ns = max(self._last_ns, last_ns)
+            self._last_ns = now_ns
         self.file.settle(now_ns, spent, returned)
         if self._cooling and not self.file.outstanding:
             self._cooling = False

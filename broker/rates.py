@@ -114,7 +114,11 @@ class Rates:
         {"name": "rate.per_minute", "value": 5000, "until_ns": monotonic time when it lets an attempt through}
         """
         windows = self._owners.get(owner)
-        return windows.binding(now) if windows is not None else None
+        if windows is None or not any(
+            lease.wanted > lease.granted and windows in lease.owners for lease in self._leases.values()
+        ):
+            return None
+        return windows.binding(now)
 
     def due_reserves(self) -> list[WindowFile]:
         """Return the files that need a new reserve: `reserve(...)` each here, then `sync()` each in a thread."""
