@@ -27,6 +27,7 @@ FUEL = 1_000_000  # instructions: some 30 ms; a long message takes a thousand
 FUNCTIONS = frozenset(("range", "namespace"))  # all that templates can call by name
 _REMOVED_GLOBALS = ("cycler", "debug", "dict", "joiner")  # likelier columns than functions; debug prints the context
 _TAGS = re.compile(r"\{[{%#]").search
+_SELF = re.compile(r"\{[{%][^{}]*\bself\b").search
 _UNDEFINED = re.compile(r"`([^`]+)` is undefined").search
 # Filters that MiniJinja lets print nothing (or `null`) for a field that is not there.
 _SWALLOWING = ("e", "escape", "indent", "pprint", "tojson", "truncate", "urlencode", "wordwrap")
@@ -95,6 +96,8 @@ class Templates:
         for slot in slots:
             self.add(slot)
             names |= self._lenient.undeclared_variables_in_str(slot.source)
+            if _SELF(slot.source):  # which MiniJinja leaves out; a column of that name is one like any other
+                names.add("self")
         self.names = frozenset(names)
 
     def add(self, slot: Slot) -> None:
