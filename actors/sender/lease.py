@@ -232,6 +232,10 @@ class Lease:
         self.ledger.suppress(rows, now_s)
         self.words[counters.SUPPRESSED] += len(rows)
         self.dirty = True
+        gone = set(rows.tolist())
+        self.ready = deque(row for row in self.ready if row not in gone)
+        self.claiming = [row for row in self.claiming if row not in gone]
+        self.syncing = [row for row in self.syncing if row not in gone]
 
     def _in(self, *states: States) -> npt.NDArray[np.int64]:
         now = self.ledger.words()[:, 0] & np.uint64(0xF)
