@@ -1,11 +1,13 @@
 """Rows set aside until a whole file has been read, then given back in the order of their keys, in little memory.
 
-Rows lie packed in a scratch file without a name, in 256 parts by the first byte of the key; keys are hashes, so the
-parts are alike in size, and one at a time is read back and sorted. Up to `HELD_ROWS` rows no file is made at all.
+Rows lie packed in a scratch file without a name, in 1,024 parts by the first bits of the key; keys are hashes, so the
+parts are alike in size (15,000 rows each of a file of 1 GB), and one at a time is read back and sorted. Up to
+`HELD_ROWS` rows no file is made at all.
 
 Invariants
 - Every row comes back once, or is counted as a repetition of an earlier row of the file with its key.
 - Keys come back in rising order over all batches together.
+- Memory is bounded by `HELD_ROWS` and one part; one address in every row of a file does not make a part large.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ __all__ = ["BATCH_ROWS", "HELD_ROWS", "Aside"]
 
 HELD_ROWS: Final = 1 << 16  # rows in memory: some 10 MB
 BATCH_ROWS: Final = 20_000  # rows that come back at once, at least, so that a transaction is worth its wait
-PARTS: Final = 256
+PART_BITS: Final = 10
+PARTS: Final = 1 << PART_BITS
 
 Names = tuple[str, ...]
 Row = tuple[bytes, str, int, bytes]  # key, address, number of the names, packed map of the other fields
@@ -47,7 +50,9 @@ class Aside:
         self._directory = directory
         self._held = held
         self._rows: Packed = []
-        self._firsts: list[npt.NDArray[np.uint8]] = []  # first byte of each key
+        self._keys: list[bytes] = []
+        self._repeated = 0  # rows that are not in the file, since one of their key went into it with them
+        self._part_of: list[npt.NDArray[np.uint16]] = []
         self._numbers: dict[Names, int] = {}
         self._address_heads = Entries(b"")
         self._fields_heads = Entries(b"", bytes_header)
@@ -77,7 +82,9 @@ class Aside:
             strict=True,
         )
         self._rows += map(b"".join, parts)
-        self._firsts.append(octets[:, 0])
+        self._keys += keys
+        first_two = octets.view(">u2")[:, 0]  # parts in order are keys in order
+        self._part_of.append((first_two >> (16 - PART_BITS)).astype(np.uint16))
         self.rows += len(keys)
         if len(self._rows) >= self._held:
             self._spill()
@@ -90,7 +97,7 @@ class Aside:
             return
         self._spill()
         waiting: list[Row] = []
-        repeated = 0
+        repeated = self._repeated
         for part in range(PARTS):
             rows, again = _sorted(_unpack(self._read(part), int(self._sizes[part])))
             waiting += rows
@@ -98,8 +105,7 @@ class Aside:
             if len(waiting) >= BATCH_ROWS:
                 yield waiting, repeated
                 waiting, repeated = [], 0
-        if waiting:
-            yield waiting, repeated
+        yield waiting, repeated
 
     def close(self) -> None:
         """Give the scratch file back."""
@@ -120,9 +126,16 @@ class Aside:
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by `close`
-        firsts = np.concatenate(self._firsts)
-        rows = [self._rows[index] for index in np.argsort(firsts, kind="stable").tolist()]
-        sizes = np.bincount(firsts, minlength=PARTS)
+        part_of = np.concatenate(self._part_of)
+        order = np.argsort(part_of, kind="stable")
+        if len(set(self._keys)) < len(self._keys):
+            first_of = np.zeros(len(self._keys), np.bool_)
+            first_of[list({key: index for index, key in reversed(list(enumerate(self._keys)))}.values())] = True
+            order = order[first_of[order]]
+            part_of = part_of[first_of]
+            self._repeated += len(self._keys) - len(order)
+        rows = [self._rows[index] for index in order.tolist()]
+        sizes = np.bincount(part_of, minlength=PARTS)
         lengths = np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)))
         last = np.cumsum(sizes)
         ends = np.concatenate(([0], lengths))[last].tolist()
@@ -136,7 +149,8 @@ class Aside:
         self._end += begin
         self._sizes += sizes
         self._rows = []
-        self._firsts = []
+        self._keys = []
+        self._part_of = []
 
     def _read(self, part: int) -> bytes:
         assert self._file is not None

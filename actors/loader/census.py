@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,9 +74,9 @@ class Census:
             self._hits.append(hits + self.rows)
         self.rows += len(keys)
 
-    def finish(self) -> Result:
-        """What was found. Raises OSError."""
-        duplicates = self._finder.finish()
+    def finish(self, tick: Callable[[float], None] = lambda _share: None) -> Result:
+        """What was found; `tick` is told the share that is done. Raises OSError."""
+        duplicates = self._finder.finish(tick)
         hits = np.concatenate(self._hits) if self._hits else np.empty(0, np.int64)
         return Result(duplicates, np.setdiff1d(hits, duplicates, assume_unique=True))
 

@@ -38,6 +38,7 @@ class DuplicateFinder:
         self._buffer: Entries = np.empty((held, 3), np.uint64)
         self._filled = 0
         self._rows = 0
+        self._found: list[RowNumbers] = []
         self._file: IO[bytes] | None = None
         self._written = 0  # entries in the file
         self._pieces: list[tuple[int, npt.NDArray[np.int64]]] = []  # first entry, and 257 offsets by part
@@ -55,17 +56,17 @@ class DuplicateFinder:
             if self._filled == len(self._buffer):
                 self._spill()
 
-    def finish(self, tick: Callable[[int], None] = lambda _part: None) -> RowNumbers:
-        """Numbers, rising, of the rows whose key an earlier row has. `tick` is told each part that is done."""
+    def finish(self, tick: Callable[[float], None] = lambda _share: None) -> RowNumbers:
+        """Numbers, rising, of the rows whose key an earlier row has. `tick` is told the share that is done."""
         if self._file is None:
             return np.sort(_repeated(self._buffer[: self._filled]))
         if self._filled:
             self._spill()
         self._buffer = np.empty((0, 3), np.uint64)
-        found = []
+        found = self._found
         for part in range(PARTS):
             found.append(_repeated(self._read(part)))
-            tick(part + 1)
+            tick((part + 1) / PARTS)
         return np.sort(np.concatenate(found))
 
     def close(self) -> None:
@@ -78,6 +79,10 @@ class DuplicateFinder:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 - closed by `close`
         entries = self._buffer[: self._filled]
+        again = _repeated(entries)
+        if len(again):  # told apart now: an address in every row of a file must not make one part as large as the file
+            self._found.append(again)
+            entries = np.delete(entries, again - int(entries[0, 2]), axis=0)
         part = (entries[:, 0] & 0xFF).astype(np.uint8)  # the first byte of the key: words are little-endian
         order = np.argsort(part, kind="stable")
         offsets = np.zeros(PARTS + 1, np.int64)
@@ -85,7 +90,7 @@ class DuplicateFinder:
         self._file.write(np.ascontiguousarray(entries[order]).data)
         self._file.flush()
         self._pieces.append((self._written, offsets))
-        self._written += self._filled
+        self._written += len(entries)
         self._filled = 0
 
     def _read(self, part: int) -> Entries:

@@ -1,8 +1,8 @@
 """Imports a file into a list that is kept.
 
 The whole file is read, judged and set aside before the list is touched, so a file that cannot be read to its end
-changes nothing. The rows lie in a nameless scratch file by the first byte of their key; part by part they are sorted
-and merged, so each page of the database is written once however large the list is.
+changes nothing. The rows lie in a nameless scratch file by the first bits of their key (`aside`); part by part they
+are sorted and merged, so each page of the database is written once however large the list is.
 
 Invariants
 - rows = rejected + duplicates + added + updated + unchanged + unsubscribed_kept.

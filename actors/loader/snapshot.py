@@ -196,8 +196,8 @@ class _Work:
             if self._feed is not None:
                 self._feed.add(batch.keys, batch.records)
             self._meter.at(batch.end, audience.rows)
-        self._meter.phase("duplicates", 0)
-        return census.finish()
+        self._meter.phase("duplicates", audience.size)
+        return census.finish(lambda share: self._meter.at(round(share * audience.size), audience.rows))
 
     def _counts(self, audience: Audience, result: Result) -> dict[str, Any]:
         """The sums of the snapshot. Raises EcmError no_recipients if nobody is left to mail."""

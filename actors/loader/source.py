@@ -29,7 +29,7 @@ __all__ = ["BLOCK_BYTES", "LINE_BYTES_MAX", "MMAP_BYTES", "Block", "Source"]
 
 MMAP_BYTES: Final = 100_000_000
 BLOCK_BYTES: Final = 1 << 19  # some 8,000 rows: below that calls cost more than bytes, above it caches overflow
-GIVE_BACK_BYTES: Final = 8 << 20  # of the mapping, at once
+GIVE_BACK_BYTES: Final = 2 << 20  # of the mapping, at once
 LINE_BYTES_MAX: Final = 16 << 20  # no row is that long; without an end a line would become the whole file in memory
 
 UTF8_BOM: Final = b"\xef\xbb\xbf"
@@ -70,8 +70,7 @@ class Source:
             line_end = self._head.find(b"\n")
             self._old_mac = line_end < 0 and b"\r" in self._head
             if self.size > MMAP_BYTES:
-                self._mapping = mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ)
-                self._mapping.madvise(mmap.MADV_SEQUENTIAL)
+                self._mapping = _mapped(self._descriptor, self.size)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -178,6 +177,16 @@ def _open(path: str) -> int:
         kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
         raise EcmError("file_unreadable", f"{kind}, where a file of recipients is needed", file=path)
     return descriptor
+
+
+def _mapped(descriptor: int, size: int) -> mmap.mmap | None:
+    """The file as memory, None where the file system has no such thing: it is read then."""
+    try:
+        mapping = mmap.mmap(descriptor, size, prot=mmap.PROT_READ)
+    except OSError:
+        return None
+    mapping.madvise(mmap.MADV_SEQUENTIAL)
+    return mapping
 
 
 def _judge(path: str, head: bytes) -> int:

@@ -48,6 +48,15 @@ def test_first_row_of_a_key_wins_and_every_later_one_is_found(tmp_path: Path, he
         assert list(tmp_path.iterdir()) == []
 
 
+def test_one_address_in_every_row_takes_no_room(tmp_path: Path) -> None:
+    """A file that repeats one address for ever neither fills the scratch file nor makes one part large."""
+    finder = DuplicateFinder(tmp_path, 100)
+    finder.add(np.ones((10_050, 2), np.uint64))
+    assert finder.finish().tolist() == list(range(1, 10_050))
+    assert finder._written == 101
+    finder.close()
+
+
 def test_suppressed_rows_are_found_and_a_repeated_one_is_a_duplicate(tmp_path: Path) -> None:
     """Of a suppressed address the first row is suppressed and the others are duplicates; the position is noted."""
     store = Store.open(tmp_path / "store.db")

@@ -122,7 +122,7 @@ def test_file_with_a_fault_at_its_end_changes_nothing(state: StateDir) -> None:
 
 
 def test_large_import_equals_a_small_one(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that are set aside on the disk, in 256 parts, end up as those kept in memory do; the first row wins."""
+    """Rows that are set aside on the disk, in many parts, end up as those kept in memory do; the first row wins."""
     seed = random.randrange(1 << 32)
     print("seed", seed)
     rng = random.Random(seed)
@@ -135,6 +135,14 @@ def test_large_import_equals_a_small_one(state: StateDir, monkeypatch: pytest.Mo
     assert (result["added"], result["duplicates"]) == (len(expected), 3_000 - len(expected))
     assert {email: fields["name"] for email, fields in members(state).items()} == expected
     assert sorted(path.name for path in state.root.iterdir() if "audience" not in path.name) == []
+
+
+def test_one_address_in_every_row_is_one_member(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that repeats two addresses for ever makes two members, each of its first row."""
+    monkeypatch.setattr(aside.Aside.__init__, "__defaults__", (100,))
+    text = "email,name\n" + "".join(f"user{number % 2}@example.com,{number}\n" for number in range(1_001))
+    assert counts(load(state, text)) == {"rows": 1_001, "added": 2, "duplicates": 999}
+    assert {fields["name"] for fields in members(state).values()} == {"0", "1"}
 
 
 def test_interrupted_import_is_begun_again(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
