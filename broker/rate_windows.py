@@ -66,20 +66,31 @@ class Bucket:
     def __init__(self, per_second: float, burst: int | None, now_ns: int) -> None:
         self.at_ns = self.next_ns = now_ns
         self.level = 0
-        self.set(per_second, burst)
+        self.set(per_second, burst, 0)
 
-    def set(self, per_second: float, burst: int | None) -> None:
-        """Change speed and depth; what is in it stays."""
+    def set(self, per_second: float, burst: int | None, outstanding: int) -> None:
+        """Change speed and depth, as of `at_ns`.
+
+        What is in it stays, up to the new depth. Tokens that are out were granted under the old limits: they may leave
+        the bucket a debt of the reach at the new speed and no more, or a rate turned down would stop for minutes.
+        """
         self.speed = max(1, int(per_second * 1_000_000))
         self.depth = burst * ONE if burst else max(ONE, self.speed * DEPTH_NS)
+        self.level = max(min(self.level, self.depth - outstanding * ONE), -self.speed * REACH_NS)
         # Without a written burst tokens are handed out evenly: at most at twice the rate, to make up for a stall.
         self.even_ns = 0 if burst else ONE // (2 * self.speed)
+        self.next_ns = min(self.next_ns, self.at_ns + REACH_NS)
 
     def refill(self, now_ns: int, outstanding: int) -> None:
         """Let the time up to `now_ns` flow in, `outstanding` having been out all the while."""
         if now_ns > self.at_ns:
-            self.level = min(self.level + self.speed * (now_ns - self.at_ns), self.depth - outstanding * ONE)
+            flowed = min(self.level + self.speed * (now_ns - self.at_ns), self.depth - outstanding * ONE)
+            self.level = max(self.level, flowed)  # more can be out than fits, but only just after `set`
             self.at_ns = now_ns
+
+    def give_back(self, n: int, outstanding: int) -> None:
+        """Put tokens back that were out and are not any more; `outstanding` still are."""
+        self.level = max(self.level, min(self.level + n * ONE, self.depth - outstanding * ONE))
 
     def room(self, until_ns: int, outstanding: int) -> int:
         """Return the tokens that exist by `until_ns`."""
@@ -114,6 +125,7 @@ class Windows:
         self.run_ns = self._last_ns = now_ns
         self._cooling = False
         self._wait_ns = self._cool_ns = 0
+        self._start_ns = now_ns
         self.set_rate(rate, now_ns)
         self._start_ns = now_ns
         self._begin(file.found, rate.per_minute, now_ns)
@@ -137,9 +149,7 @@ class Windows:
             self.bucket = Bucket(rate.per_second, rate.burst, now_ns)
         else:
             self.bucket.refill(now_ns, out)
-            self.bucket.set(rate.per_second, rate.burst)
-        if self.bucket is not None:
-            self.bucket.level = min(self.bucket.level, self.bucket.depth - out * ONE)
+            self.bucket.set(rate.per_second, rate.burst, out)
         file = self.file
         limits = (("per_minute", rate.per_minute, file.minute), ("per_hour", rate.per_hour, file.hour),
                   ("per_day", rate.per_day, file.day))  # fmt: skip
@@ -150,6 +160,7 @@ class Windows:
         self._set_gap(rate)
         if self.has_gap and not had_gap:
             self._start_ns = now_ns + max(self._wait_ns, self._cool_ns)  # anybody may have attempted until now
+        self._start_ns = min(self._start_ns, now_ns + REACH_NS + max(self._wait_ns, self._cool_ns))
         self._rate = rate
 
     def _set_gap(self, rate: RateLike) -> None:
@@ -190,7 +201,7 @@ class Windows:
         if self.bucket is not None:
             # First the time in which they were out: what a full bucket could not take then is lost.
             self.bucket.refill(last_ns if spent else now_ns, out)
-            self.bucket.level += returned * ONE
+            self.bucket.give_back(returned, out - spent - returned)
         if spent:
             self._last_ns = now_ns
         self.file.settle(now_ns, spent, returned)

@@ -7,7 +7,8 @@ Invariants
 - A slice is charged to every window its lease falls under before it is returned from `tick`, and so before anybody can
   publish it. What is returned goes back into every window it was charged to.
 - No slice reaches further than REACH_NS ahead of the tick that made it.
-- Tokens of an owner are shared among its leases in proportion to what they still want. What rounding withholds from a
+- Tokens of an owner are shared among its leases in proportion to what they still want, very small wants counting
+  for a little more. What rounding withholds from a
   lease is remembered, so that each gets its share in the end, however small.
 - A lease that sits on tokens that have lapsed gets no more until it says what became of them: a stopped process ties
   up the share of one slice, and not the bucket.
@@ -27,6 +28,7 @@ from shm.live.grants import LAPSE_NS
 
 __all__ = ["Grant", "Rates"]
 
+_LEAST = 16  # a lease counts as wanting at least a 16th of what the average one does: one late row is not put off
 _PASSES = 3  # rounds of sharing per tick: what one owner holds back from a lease, another lease may use
 
 
@@ -143,9 +145,8 @@ class Rates:
         known.told = (spent, returned, min(spent_ns or now, now))
 
     def want(self, lease: int, n: int) -> None:
-        """Take note of how many tokens a lease has asked for in all (the `wanted` word; smaller ones are ignored)."""
-        known = self._leases[lease]
-        known.wanted = max(known.wanted, n)
+        """Take note of how many tokens a lease has asked for in all: its `wanted` word, not what it lacks now."""
+        self._leases[lease].wanted = n
 
     def granted(self, lease: int) -> int:
         """Return the tokens granted to a lease in all."""
@@ -312,7 +313,11 @@ def _cut(got: dict[_Lease, int], under: list[tuple[_Lease, int]], room: int, *, 
         for lease, place in under:
             lease.credits[place] = 0.0
         return
-    shares = {lease: room * got[lease] / asked + (lease.credits[place] if credit else 0.0) for lease, place in under}
+    weights = {lease: max(float(got[lease]), asked / len(under) / _LEAST) for lease, _ in under if got[lease]}
+    each = room / sum(weights.values())
+    shares = {
+        lease: weights.get(lease, 0.0) * each + (lease.credits[place] if credit else 0.0) for lease, place in under
+    }
     left = room
     parts: dict[_Lease, int] = {}
     for lease in sorted(shares, key=lambda lease: -shares[lease]):

@@ -15,7 +15,7 @@ from tests.fixtures.rate_sim import MS, Limits, Sender, World, broken
 S = 1000 * MS
 INSTANCE = "5f" * 16
 PAGE = 4096
-CHANCE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CHANCE = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MORE = settings(CHANCE, max_examples=100)
 
 speeds = st.sampled_from([0.7, 5.0, 19.9, 20.0, 33.3, 100.0, 2000.0])
@@ -176,7 +176,7 @@ class Disk:
         self.boot += "'"
 
 
-@MORE
+@CHANCE
 @given(
     limits=st.builds(
         Limits,
