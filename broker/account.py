@@ -22,7 +22,7 @@ RATE_S = 5.0  # `per_second` looks back this far
 def count_open(settled: Counts, ledgers: Iterable[Ledger]) -> Counts:
     """Counts of a whole campaign: its settled shards plus a recount of every ledger that is out.
 
-    Runs in the files thread. About 35 us for each open ledger of 10,000 rows.
+    Runs in the files thread. About 80 us for each open ledger of 10,000 rows.
     """
     total = settled
     for ledger in ledgers:
@@ -76,13 +76,15 @@ def account_of(campaign: Running, counts: Counts, per_second: float, limit: dict
         "seconds": round((last - first) / 1e9, 3) if first and last >= first else None,
         "next_attempt": rfc3339(counts.next_attempt_s) if counts.deferred and counts.next_attempt_s else None,
         "limit": limit,
+        "progress": None,
     }
 
 
-def ended_account(row: Any) -> dict[str, Any]:
+def ended_account(row: Any, progress: dict[str, Any] | None = None) -> dict[str, Any]:
     """The campaign object of a draft, one being prepared, or one that has ended: all of it from its store row.
 
-    row   broker.store.campaigns.CampaignRow; `counts` is None until they are known
+    row       broker.store.campaigns.CampaignRow; `counts` is None until they are known
+    progress  of preparing: {"phase", "bytes", "bytes_total", "rows", "per_second", "eta_s"}; None if there is none
     """
     counts = row.counts or {}
     seconds, sent = counts.get("seconds"), counts.get("sent")
@@ -104,4 +106,5 @@ def ended_account(row: Any) -> dict[str, Any]:
         "seconds": seconds,
         "next_attempt": None,
         "limit": None,
+        "progress": progress,
     }

@@ -3,7 +3,7 @@
 Messages are hints: any may be lost, late or repeated without harm. Those of another start are dropped.
 """
 
-import contextlib
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,13 +40,9 @@ class ActorsSocket:
         """Send a message to each of these actors; one that is not connected (yet, or any more) misses it."""
         frame = codec.pack({"v": codec.VERSION, "start": self._start_id, **message})
         for actor in actors:
-            with contextlib.suppress(zmq.ZMQError):
-                zmq.Socket.send_multipart(self._sync, [actor.encode(), frame], zmq.NOBLOCK)
-
-    @property
-    def _sync(self) -> Any:
-        """The socket without its awaitable face: a send that would block is dropped, never waited for."""
-        return zmq.Socket.shadow(self._socket.underlying)
+            # Through the awaitable face: a send beside it would swallow the sign that messages have come.
+            sent = asyncio.ensure_future(self._socket.send_multipart([actor.encode(), frame], zmq.NOBLOCK))
+            sent.add_done_callback(_missed)
 
     async def listen(self) -> None:
         """Deliver what actors say, until cancelled."""
@@ -65,3 +61,9 @@ class ActorsSocket:
     def close(self) -> None:
         """Close the socket; nothing is waited for."""
         self._socket.close(0)
+
+
+def _missed(sent: asyncio.Future[Any]) -> None:
+    """An actor that is not there misses a message: it looks at shared memory anyway."""
+    if not sent.cancelled():
+        sent.exception()

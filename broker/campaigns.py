@@ -20,8 +20,9 @@ from broker.account import account_of, count_open, ended_account, rate_of
 from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError
 from broker.contract.log import log
+from broker.contract.timefmt import rfc3339
 from broker.leases import CANCEL, RETURN
-from broker.running import Running
+from broker.running import Phase, Running
 from broker.store import campaigns as store_campaigns
 from shm.files.ledger import Counts
 
@@ -61,7 +62,7 @@ class Campaigns:
         row = await self._engine.store_call(store_campaigns.get, number)
         if row is None:
             raise EcmError("unknown_campaign", f"no campaign `{number}`", field="campaign")
-        return ended_account(row)
+        return self._idle_account(row)
 
     async def listing(self, *, limit: int = 1000, since_s: float | None = None) -> list[dict[str, Any]]:
         """Campaign objects, newest first; with `since_s`, only those that have not ended or ended after it."""
@@ -71,8 +72,12 @@ class Campaigns:
             if since_s is not None and row.finished is not None and row.finished < since_s:
                 continue
             running = self.running.get(row.id)
-            objects.append(await self._live_account(running) if running else ended_account(row))
+            objects.append(await self._live_account(running) if running else self._idle_account(row))
         return objects
+
+    def _idle_account(self, row: Any) -> dict[str, Any]:
+        progress = self._engine.jobs.progress_of("snapshot", row.id) if row.state == "preparing" else None
+        return ended_account(row, progress)
 
     async def _live_account(self, campaign: Running) -> dict[str, Any]:
         ledgers = [lease.ledger for lease in campaign.leases.values()]
@@ -156,8 +161,8 @@ class Campaigns:
         directory = self._engine.state.campaign(number)
         row = await self._engine.store_call(store_campaigns.get, number)
         if row.state == "preparing":
-            reason = {"code": error.code, "message": error.message, "hint": error.hint, "since": self._now_text()}
-            await self._set_state(number, "draft", reason)
+            reason = {name: value for name, value in error.to_map().items() if name != "exit"}
+            await self._set_state(number, "draft", reason | {"since": self._now_text()})
         await self._engine.work(lambda: _remove_shards(directory))
         log.warning("campaign not launched", campaign=number, code=error.code, reason=error.message)
 
@@ -165,7 +170,8 @@ class Campaigns:
         """Take a campaign whose shards are ready into memory: after its snapshot, or at a start of the engine."""
         spec = CampaignSpec.from_map(row.spec)
         shards = await self._engine.store_call(store_campaigns.shards, row.id)
-        states = await self._engine.work(lambda: self._engine.recovery.shards(row.id, shards, spec))
+        policy = "hold" if row.state == "cancelled" else spec.uncertain
+        states = await self._engine.work(lambda: self._engine.recovery.shards(row.id, shards, policy))
         campaign = Running(
             id=row.id,
             name=row.name,
@@ -176,7 +182,8 @@ class Campaigns:
             gapped=bool(spec.rate.wait_ms or spec.rate.cooldown_ms),
             relays=[(self._engine.relays.index(name), weight) for name, weight in self._engine.relays.of(spec)],
             shards={state.number: state for state in states},
-            state=row.state if row.state in ACTIVE else "running",
+            state=row.state if row.state in (*ACTIVE, "cancelled") else "running",
+            cancelling=row.state == "cancelled",
             reason=row.reason if row.state in ACTIVE else None,
             facts={"created": row.created, "launched": row.launched, **(row.counts or {})},
             samples=deque(maxlen=24),
@@ -190,6 +197,8 @@ class Campaigns:
         await self._engine.pacing.adopt(campaign, spec.rate)
         if row.state == "preparing":
             await self._set_state(row.id, "running", None)
+        if campaign.cancelling:
+            await self._cancel_idle(campaign)
         await self.conclude_if_done(campaign)
         self._engine.wake()
         return campaign
@@ -216,16 +225,19 @@ class Campaigns:
     async def cancel(self, number: int) -> dict[str, Any]:
         """End a campaign for good: who was not mailed is cancelled. Works in every state that has not ended."""
         campaign = self.running.get(number)
-        if campaign is None:
+        if campaign is None or campaign.ended:
             return await self._cancel_unlaunched(number)
         campaign.cancelling = True
-        await self._set_state(number, "cancelled", None, finished=self._now())
-        idle = [s for s in campaign.shards.values() if s.phase.value == "idle" and not s.concluded]
+        await self._set_state(number, "cancelled", None)  # its time of end follows with the last conclusion
         await self._stop_leases(campaign, CANCEL)
-        await self._engine.work_on_idle(campaign, idle, lambda ledger: ledger.cancel_idle(int(self._now())))
+        await self._cancel_idle(campaign)
         account = await self._live_account(campaign)
         await self.conclude_if_done(campaign)
         return account
+
+    async def _cancel_idle(self, campaign: Running) -> None:
+        idle = [s for s in campaign.shards.values() if s.phase is Phase.IDLE and not s.concluded]
+        await self._engine.work_on_idle(campaign, idle, lambda ledger: ledger.cancel_idle(int(self._now())))
 
     async def _cancel_unlaunched(self, number: int) -> dict[str, Any]:
         state = await self._state(number)
@@ -251,12 +263,13 @@ class Campaigns:
 
     async def conclude_if_done(self, campaign: Running) -> None:
         """End a campaign whose last recipient has concluded."""
-        if not campaign.concluded or campaign.id not in self.running:
+        if not campaign.concluded or campaign.ended:
             return
-        del self.running[campaign.id]
+        campaign.ended = True
         state = "cancelled" if campaign.cancelling else "finished"
         account = account_of(campaign, campaign.settled, 0.0, None)
         await self._engine.store_call(store_campaigns.finish, campaign.id, state, account, self._now())
+        del self.running[campaign.id]  # only now: till then its account is the one in memory
         self._engine.pacing.forget(campaign)
         names = ("audience", "sent", "bounced", "failed", "suppressed", "cancelled", "uncertain")
         log.info("campaign ended", campaign=campaign.id, state=state, **{name: account[name] for name in names})
@@ -298,13 +311,11 @@ class Campaigns:
         return self._engine.clock.now_ns() / 1e9
 
     def _now_text(self) -> str | None:
-        from broker.contract.timefmt import rfc3339
-
         return rfc3339(self._now())
 
 
 def _facts(result: dict[str, Any]) -> dict[str, Any]:
-    names = ("rows", "rejected", "duplicates", "rejects_file", "audience", "suppressed")
+    names = ("rows", "rejected", "duplicates", "rejects_file", "audience", "suppressed", "suppressed_position")
     return {name: result.get(name) for name in names}
 
 
@@ -322,8 +333,6 @@ def _remove_shards(directory: Any) -> None:
 
 
 def _ended(row: Any) -> EcmError:
-    from broker.contract.timefmt import rfc3339
-
     sent = (row.counts or {}).get("sent")
     what = f"campaign `{row.name}` was {row.state} on {rfc3339(row.finished)}"
     return EcmError(

@@ -96,9 +96,9 @@ class Engine:
         """Open the store, take up unfinished campaigns, answer requests; returns when every actor is ready."""
         loop = asyncio.get_running_loop()
         self.store: Store = await loop.run_in_executor(self._store_thread, Store.open, self.state.store_db)
-        self.events = EventBus(self._context, self.state, self.start_id)
+        self.events = EventBus(self._context, self.state, self.start_id, self._wall_s)
         self.events.start()
-        self.jobs = Jobs(self.store_call, self.events, self._send_loader)
+        self.jobs = Jobs(self.store_call, self.events, self._send_loader, self._wall_s)
         self.suppression = Suppression(self, self.tables.suppressed)
         for coroutine in (self.actors.listen(), *self._rounds.all()):
             self.task(coroutine)
@@ -118,7 +118,7 @@ class Engine:
         for row in unfinished:
             if row.state == "preparing":
                 self.campaigns.prepare_again(row)
-            elif row.state != "draft":
+            else:
                 await self.campaigns.adopt(row)
 
     async def run(self) -> None:
@@ -161,7 +161,7 @@ class Engine:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for lease in self.leases.open.values():
             lease.ledger.close()
-        for name in ("router", "events"):
+        for name in ("router", "jobs", "events"):
             part = getattr(self, name, None)
             if part is not None:
                 part.close()
@@ -309,6 +309,9 @@ class Engine:
     def now_s(self) -> int:
         """Engine time in whole seconds: what ledgers are written in."""
         return self.clock.now_ns() // 1_000_000_000
+
+    def _wall_s(self) -> float:
+        return self.clock.now_ns() / 1e9
 
     def totals(self) -> dict[str, int]:
         """Events since the engine started, leases under way included."""

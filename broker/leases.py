@@ -138,14 +138,15 @@ class Leases:
         campaign.busy -= 1
         shard.epoch = epoch
         shard.phase = Phase.LEASED
-        lease = Lease(number, campaign, shard, row, slot, epoch, ledger, gated, relay, retry, RUN, time.monotonic())
+        action = RUN
+        if campaign.cancelling or campaign.state == "paused":  # said while the ledger was being opened
+            action = CANCEL if campaign.cancelling else RETURN
+        lease = Lease(number, campaign, shard, row, slot, epoch, ledger, gated, relay, retry, action, time.monotonic())
         campaign.unsettle(shard)
         campaign.leases[number] = lease
         self.open[number] = lease
         self._pacing.opened(lease)
-        rows_max = 1 if shard.deaths >= SUSPECT_DEATHS else 0
-        order = pack_order(RUN, gated=gated, rows_max=rows_max, relay=relay)
-        self._table.offer(row, slot, number, campaign.id, shard.number, epoch, order)
+        self._table.offer(row, slot, number, campaign.id, shard.number, epoch, _order_of(lease))
         self._wake(row)
 
     def order(self, lease: Lease, action: int, *, gated: bool | None = None) -> None:
@@ -155,9 +156,7 @@ class Leases:
         lease.action = action
         if action != RUN:
             lease.ordered = time.monotonic()
-        rows_max = 1 if lease.shard.deaths >= SUSPECT_DEATHS else 0
-        order = pack_order(action, gated=lease.gated, rows_max=rows_max, relay=lease.relay)
-        self._table.set_order(lease.row, lease.slot, order)
+        self._table.set_order(lease.row, lease.slot, _order_of(lease))
         self._wake(lease.row)
 
     def poll(self) -> list[Lease]:
@@ -238,3 +237,8 @@ class Leases:
     def of_row(self, row: int) -> list[Lease]:
         """Leases that the actor of `row` holds."""
         return [lease for lease in self.open.values() if lease.row == row]
+
+
+def _order_of(lease: Lease) -> int:
+    rows_max = 1 if lease.shard.deaths >= SUSPECT_DEATHS else 0
+    return pack_order(lease.action, gated=lease.gated, rows_max=rows_max, relay=lease.relay)

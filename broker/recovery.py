@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker.contract.boot import process_starttime
-from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError
 from broker.contract.log import log
 from broker.contract.paths import StateDir
@@ -78,9 +77,9 @@ class Recovery:
         self._boot_id = boot_id
         self._now_s = now_s
 
-    def shards(self, campaign: int, rows: Sequence[Any], spec: CampaignSpec) -> list[ShardState]:
+    def shards(self, campaign: int, rows: Sequence[Any], policy: Policy) -> list[ShardState]:
         """Every shard of a campaign, idle and counted. `rows`: the store's (number, group, rows)."""
-        return [self._shard(campaign, row, spec.uncertain) for row in rows]
+        return [self._shard(campaign, row, policy) for row in rows]
 
     def _shard(self, campaign: int, row: Any, policy: Policy) -> ShardState:
         ledger = Ledger.open(

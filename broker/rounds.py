@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from broker.account import rate_of
 from broker.contract.timefmt import rfc3339
-from broker.leases import RETURN, RUN
 from broker.running import Phase, Running
 from broker.scheduler import SenderLoad, plan
 from shm.files.ledger import Ledger
@@ -78,9 +77,6 @@ class Rounds:
             await engine.woken(0.05 if sending else IDLE_S)
             if engine.stopping or not sending:
                 continue
-            for lease in engine.leases.open.values():
-                if lease.campaign.state == "paused" and lease.action == RUN:
-                    engine.leases.order(lease, RETURN)
             senders = [
                 SenderLoad(slot.row, engine.tables.slots_per_actor, engine.leases.load(slot.row))
                 for slot in engine.supervisor.senders()

@@ -99,6 +99,7 @@ class Running:
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=24))
     busy: int = 0  # shards a worker thread is at
     cancelling: bool = False
+    ended: bool = False  # its final account is being written
     passed: float = 0.0  # virtual time of the fair share: attempts / weight
 
     def file(self, shard: ShardState) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, delete, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, Row, Select, and_, delete, func, insert, literal, or_, select, update
 
 from broker.contract.codec import pack, unpack
 from broker.contract.errors import EcmError
@@ -133,10 +133,11 @@ def recent(store: Store, since_s: float) -> list[CampaignRow]:
 
 
 def unfinished(store: Store) -> list[CampaignRow]:
-    """What a start takes up again, oldest first."""
+    """What a start takes up again, oldest first: also a cancel that was answered and not brought to its end."""
+    cancelling = and_(campaigns.c.state == "cancelled", campaigns.c.finished.is_(None))
     with store.begin() as connection:
         rows = connection.execute(
-            select(campaigns).where(campaigns.c.state.in_(UNFINISHED)).order_by(campaigns.c.id)
+            select(campaigns).where(or_(campaigns.c.state.in_(UNFINISHED), cancelling)).order_by(campaigns.c.id)
         ).all()
     return [_row(row) for row in rows]
 
