@@ -21,9 +21,10 @@ from broker.contract.errors import EcmError
 from broker.contract.paths import StateDir
 from broker.contract.sockets import ipc
 
-__all__ = ["Client", "engine_pid", "no_engine"]
+__all__ = ["LONG_S", "Client", "engine_pid", "idempotency_key", "no_engine"]
 
 ANSWER_S = 30.0  # a broker answers within milliseconds; a machine at its limit may take longer
+LONG_S = 86400.0  # for what reads a whole audience, or speaks with relays: the engine answers when it is through
 LOOK_MS = 200  # while waiting, this often it is made sure that the engine still lives
 
 

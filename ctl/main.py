@@ -1,21 +1,21 @@
 """`ctl`: the command line. Finds the command, loads it alone, and turns errors into exit statuses once.
 
-Exit statuses: 0 done, 1 the world is wrong, 2 what the user wrote is wrong, 3 no engine, 4 timed out.
-`--state`, `--config` and `--json` are taken before or after the command.
+Exit statuses: 0 done, 1 the world is wrong, 2 what the user wrote is wrong, 3 no engine, 4 timed out; 130 interrupted.
 """
 
+import contextlib
 import importlib
 import os
 import sys
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
 
 import click
 
 from broker.contract.errors import EcmError
-from broker.contract.paths import StateDir, which_config, which_state
+from ctl import output
+from ctl.options import Options, common
 
-__all__ = ["COMMANDS", "Options", "cli", "common", "main", "options"]
+__all__ = ["COMMANDS", "cli", "main", "run"]
 
 COMMANDS = {
     "init": "write what a newcomer starts from",
@@ -32,28 +32,10 @@ COMMANDS = {
     "doctor": "what this machine has, and the share the engine may use",
     "config": "the settings in force",
     "events": "follow what happens",
-    "sink": "an SMTP server for rehearsals",
+    "sink": "an SMTP server for rehearsals: takes mail, delivers none",
 }
 
-
-@dataclass(slots=True)
-class Options:
-    """What every command may be told."""
-
-    state: str | None = None
-    config: str | None = None
-    json: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def state_dir(self) -> StateDir:
-        """The state directory meant."""
-        return StateDir(which_state(self.state))
-
-    @property
-    def config_path(self) -> Any:
-        """The settings file meant; None = built in."""
-        return which_config(self.config)
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 class Lazy(click.Group):
@@ -67,7 +49,7 @@ class Lazy(click.Group):
         """The command of that name."""
         if cmd_name not in COMMANDS:
             return None
-        name = f"{cmd_name}_" if cmd_name in ("import", "list") else cmd_name
+        name = f"{cmd_name}_" if cmd_name in ("import", "list") else cmd_name  # a keyword, and a builtin
         command: click.Command = importlib.import_module(f"ctl.commands.{name}").command
         return command
 
@@ -77,37 +59,11 @@ class Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-def _remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
-    if value is not None and value is not False:
-        setattr(ctx.ensure_object(Options), str(parameter.name), value)
-    return value
-
-
-def common(command: Any) -> Any:
-    """The options that every command takes."""
-    for decorate in (
-        click.option("--state", metavar="DIR", expose_value=False, callback=_remember, help="the state directory"),
-        click.option("--config", metavar="FILE", expose_value=False, callback=_remember, help="the settings file"),
-        click.option("--json", is_flag=True, expose_value=False, callback=_remember, help="JSON on stdout"),
-    ):
-        command = decorate(command)
-    return command
-
-
-def options() -> Options:
-    """The options of the command being run."""
-    found = click.get_current_context().find_object(Options)
-    assert found is not None, "every command is run through `main`"
-    return found
-
-
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @common
-@click.version_option("0.1.0", prog_name="ctl")
-@click.pass_context
-def cli(ctx: click.Context) -> None:
+@click.version_option("0.1.0", prog_name="ctl", message="%(prog)s %(version)s")
+def cli() -> None:
     """Email Campaign Manager: send newsletters and notices through your own relays."""
-    ctx.ensure_object(Options)
 
 
 def main() -> None:
@@ -117,8 +73,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit status."""
-    from ctl import output
-
+    output.prepare()
     chosen = Options()
     try:
         result = cli.main(arguments, prog_name="ctl", standalone_mode=False, obj=chosen)
@@ -131,21 +86,41 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         output.fail(_usage(error), as_json=chosen.json or "--json" in arguments)
         return 2
-    except click.exceptions.Exit as error:
-        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         output.say("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: no traceback at exit either
+        with contextlib.suppress(OSError, ValueError):
+            # Nobody reads: what is still buffered must not become a traceback at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return result if isinstance(result, int) else 0
 
 
 def _usage(error: click.ClickException) -> EcmError:
+    """What click found wrong with the command line, in our words."""
     context = getattr(error, "ctx", None)
     hint = f"`{context.command_path} --help` shows how" if context else None
-    return EcmError("invalid_value", error.format_message().rstrip("."), hint=hint)
+    message = error.format_message().rstrip(".")
+    match error:
+        case click.NoSuchOption():
+            message = f"no such option: `{error.option_name}`"
+            hint = _meant(error.option_name, error.possibilities or ()) or hint
+        case click.exceptions.NoSuchCommand() if context and isinstance(context.command, click.Group):
+            message = f"no such command: `{error.command_name}`"
+            hint = _meant(error.command_name, context.command.list_commands(context)) or hint
+        case click.MissingParameter() if error.param is not None:
+            option, context = isinstance(error.param, click.Option), error.ctx or context
+            name = error.param.opts[0] if option or context is None else error.param.make_metavar(context)
+            message = f"missing {error.param.param_type_name}: `{name}`"
+    return EcmError("invalid_value", message, hint=hint)
+
+
+def _meant(given: str, known: Iterable[str]) -> str | None:
+    from difflib import get_close_matches
+
+    near = get_close_matches(given, known, 1)
+    return f"did you mean `{near[0]}`?" if near else None
 
 
 if __name__ == "__main__":

@@ -1,49 +1,80 @@
 """What commands print, and nothing else prints (`live` draws the moving parts).
 
 stdout is data, stderr is talk. With `--json`, stdout holds one JSON document (one a line where it streams) and
-nothing else, and an error is the last line of stderr. Tables and colours appear on a terminal only; elsewhere the
-same columns are separated by two spaces, so that they can be cut and compared.
+nothing else, and an error is the last line of stderr. Tables, columns and colours appear on a terminal only; elsewhere
+values are separated by two spaces, so that they can be cut and compared.
 """
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from broker.contract.errors import EcmError
 
-__all__ = ["ACCOUNT_NAMES", "account", "document", "fail", "line", "number", "pairs", "say", "table"]
+__all__ = [
+    "ACCOUNT_NAMES", "account", "document", "duration", "fail", "interactive", "line", "number", "pairs", "plain",
+    "points", "prepare", "say", "table",
+]  # fmt: skip
 
 ACCOUNT_NAMES = (
     "rows", "rejected", "duplicates", "audience", "sent", "bounced", "failed", "suppressed", "cancelled", "uncertain",
     "deferred", "pending", "in_flight", "attempts", "resent",
 )  # fmt: skip
 
+_CONTROL = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if n not in (9, 10)}
+
+
+def prepare() -> None:
+    """Let nothing that a file or a relay says be a reason to fail: what the terminal cannot show is written out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def interactive() -> bool:
+    """Whether a person sits there, who can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
 
 def document(value: Any) -> None:
     """One JSON document on a line of its own."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(value, ensure_ascii=not utf8) + "\n")
     sys.stdout.flush()
+
+
+def plain(text: str) -> str:
+    """Text without control characters: what a relay or a file says must not steer the terminal."""
+    return text.translate(_CONTROL)
 
 
 def line(text: str = "") -> None:
     """A line of data."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(plain(text) + "\n")
     sys.stdout.flush()
 
 
 def say(text: str) -> None:
     """A line of talk."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(plain(text) + "\n")
     sys.stderr.flush()
 
 
 def fail(error: EcmError, *, as_json: bool) -> None:
-    """An error, as text or as the last line of stderr in JSON."""
+    """An error, as text or as the last line of stderr in JSON.
+
+    The text names files as a person in this directory would; JSON leaves them as they came.
+    """
     if as_json:
-        say(json.dumps({"error": error.to_map()}, ensure_ascii=False))
-    else:
-        say(error.text())
+        say(json.dumps({"error": error.to_map()}))
+        return
+    here = os.path.join(os.getcwd(), "") if error.file and os.path.isabs(error.file) else None  # noqa: PTH109,PTH117
+    if here is not None and str(error.file).startswith(here):
+        error.file = str(error.file)[len(here) :]
+    say(error.text())
 
 
 def number(value: Any) -> str:
@@ -55,34 +86,58 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def duration(seconds: float) -> str:
+    """A time for a person: `0.8 s`, `4 min 10 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, lower, lower_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // lower
+            return f"{whole // unit} {name}" + (f" {rest} {lower_name}" if rest else "")
+    return f"{whole} s"
+
+
 def pairs(values: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
-    """One line for each: name, then value, values aligned."""
+    """One line for each: name, then value; values aligned on a terminal."""
     items = list(values.items() if isinstance(values, Mapping) else values)
-    width = max((len(name) for name, _ in items), default=0)
+    width = max((len(name) for name, _ in items), default=0) if sys.stdout.isatty() else 0
     for name, value in items:
         line(f"{name:<{width}}  {number(value)}")
 
 
+def points(values: Iterable[tuple[str, str]]) -> None:
+    """Lines of talk: name, then text, aligned."""
+    items = list(values)
+    width = max((len(name) for name, _ in items), default=0)
+    for name, text in items:
+        say(f"{name:<{width}}  {text}")
+
+
 def account(campaign: Mapping[str, Any]) -> None:
     """The account of a campaign: one line for each count, name then number."""
-    shown = [("campaign", f"{campaign['name']} (id {campaign['id']})"), ("state", campaign["state"])]
-    pairs([*shown, *((name, campaign[name]) for name in ACCOUNT_NAMES)])
+    shown: list[tuple[str, Any]] = [("campaign", f"{campaign['name']} (id {campaign['id']})")]
+    shown += [("state", campaign["state"]), *((name, campaign[name]) for name in ACCOUNT_NAMES)]
     if campaign.get("rejects_file") and campaign.get("rejected"):
-        line(f"rejects     {campaign['rejects_file']}")
+        shown.append(("rejects_file", campaign["rejects_file"]))
     if campaign.get("seconds"):
-        line(f"seconds     {campaign['seconds']:,.3f}")
+        shown.append(("seconds", f"{campaign['seconds']:,.3f}"))
     if campaign.get("per_second"):
-        line(f"per second  {number(campaign['per_second'])}")
+        shown.append(("per_second", campaign["per_second"]))
+    if campaign.get("next_attempt"):
+        shown.append(("next_attempt", campaign["next_attempt"]))
+    if campaign.get("limit"):
+        shown.append(("limit", f"{campaign['limit']['name']} = {number(campaign['limit']['value'])}"))
     if campaign.get("reason"):
-        reason = campaign["reason"]
-        line(f"reason      {reason['message']}")
-        if reason.get("hint"):
-            line(f"hint        {reason['hint']}")
+        shown.append(("reason", campaign["reason"]["message"]))
+        if campaign["reason"].get("hint"):
+            shown.append(("hint", campaign["reason"]["hint"]))
+    pairs(shown)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
     """A table. `right`: names of the columns that hold numbers, aligned to the right."""
-    texts = [[number(cell) if cell is not None else "-" for cell in row] for row in rows]
+    texts = [[plain(number(cell)) if cell is not None else "-" for cell in row] for row in rows]
     if sys.stdout.isatty():
         _drawn(columns, texts, right)
         return

@@ -4,7 +4,6 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import click
 from broker.contract.errors import EcmError
 from broker.contract.paths import StateDir
 from ctl import output
-from ctl.main import common, options
+from ctl.modules import become, program
+from ctl.options import common, options
 
 __all__ = ["command"]
 
@@ -28,12 +28,10 @@ def command(foreground: bool) -> None:
     """Start the engine."""
     chosen = options()
     state, config = chosen.state_dir, chosen.config_path
-    arguments = [sys.executable, "-m", "broker", "--state", str(state.root)]
-    if config is not None:
-        arguments += ["--config", str(config)]
+    arguments = ["--state", str(state.root), *(["--config", str(config)] if config is not None else [])]
     if foreground:
-        os.execv(sys.executable, arguments)
-    ready = start_detached(state, arguments)
+        become("broker", arguments)
+    ready = start_detached(state, program("broker", arguments))
     settings = ready["settings"] or "built in (no relay)"
     if chosen.json:
         output.document({"pid": ready["pid"], "id": ready["id"], "state_dir": str(state.root), "settings": settings})
@@ -56,18 +54,38 @@ def start_detached(state: StateDir, arguments: list[str]) -> dict[str, Any]:
     finally:
         os.close(log)
         os.close(write_end)
-    line = _first_line(read_end, time.monotonic() + READY_S)
-    os.close(read_end)
+    try:
+        line = _first_line(read_end, time.monotonic() + READY_S)
+    except KeyboardInterrupt:
+        process.terminate()  # an engine that nobody waited for is not wanted
+        process.wait()
+        raise
+    finally:
+        os.close(read_end)
     if not line:
-        status = process.poll()
-        what = "gave no word in time" if status is None else f"ended with status {status}"
-        raise EcmError("start_failed", f"the engine {what}", file=str(state.log), hint="its log says why")
+        raise _silent(state, process)
     told: dict[str, Any] = json.loads(line)
     if "error" in told:
         process.wait()
         raise EcmError.from_map(told["error"])
     ready: dict[str, Any] = told["ready"]
     return ready
+
+
+def _silent(state: StateDir, process: subprocess.Popen[bytes]) -> EcmError:
+    """Why an engine said nothing: it ended, or it is still at it."""
+    try:
+        status = process.wait(1.0)  # it closes its end of the pipe a moment before it ends
+    except subprocess.TimeoutExpired:
+        hint = "`ctl status` says when it is ready, its log what it does"
+        return EcmError(
+            "timed_out",
+            f"the engine (pid {process.pid}) gave no word in {READY_S:.0f} s",
+            file=str(state.log),
+            hint=hint,
+        )
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    return EcmError("start_failed", f"the engine {how}", file=str(state.log), hint="its log says why")
 
 
 def _open_log(state: StateDir) -> int:

@@ -4,7 +4,7 @@ import click
 
 from ctl import output
 from ctl.client import Client
-from ctl.main import common, options
+from ctl.options import common, options
 
 __all__ = ["command"]
 

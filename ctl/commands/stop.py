@@ -10,7 +10,7 @@ from broker.contract.errors import EcmError
 from broker.contract.paths import StateDir
 from ctl import output
 from ctl.client import Client
-from ctl.main import common, options
+from ctl.options import common, options
 
 __all__ = ["command"]
 
