@@ -25,6 +25,7 @@ from broker.contract.machine import Machine
 from broker.contract.paths import StateDir
 from broker.contract.settings import Settings
 from broker.control.router import Router
+from broker.custody import Custody
 from broker.events import EventBus
 from broker.jobs import Jobs
 from broker.leases import RETURN, Leases
@@ -38,11 +39,13 @@ from broker.store import campaigns as store_campaigns
 from broker.store.store import Store
 from broker.supervisor import Slot, Supervisor
 from broker.suppression import Suppression
+from shm.files.durable import FileFault
 from shm.files.ledger import Counts, Ledger
 
 __all__ = ["Engine"]
 
 DRAIN_S = 30.0  # how long a stop waits for what is in flight
+FAULT_S = 5.0  # how long a campaign waits after its last fault of a disk
 NOW_S = 3.0  # the same for `ctl stop --now`
 
 
@@ -76,13 +79,14 @@ class Engine:
         self.relays = Relays(settings, tables.relays, tables.faults, rows)
         self.supervisor = Supervisor(tables.slots, tables.heartbeats, self._boot, self._on_death, self._on_actor)
         self.pacing = Pacing(state, instance, machine.boot_id or "", settings, tables.grants, self.clock, self.work)
+        self._custody = Custody(state, instance, machine.boot_id or "")
         self.leases = Leases(
-            tables.leases, tables.counters, state, instance, machine.boot_id or "", self.work, self.pacing,
-            self._wake_actor, self.now_s, self._on_return, tables.slots_per_actor,
+            tables.leases, tables.counters, self._custody, self.work, self.pacing,
+            self._wake_actor, self.now_s, self._on_return, self._on_fault, tables.slots_per_actor,
         )  # fmt: skip
         self.campaigns = Campaigns(self)
         self._rounds = Rounds(self)
-        self.recovery = Recovery(state, instance, machine.boot_id or "", self.now_s())
+        self.recovery = Recovery(self._custody, machine.boot_id or "", self.now_s())
 
     # start and stop
 
@@ -218,16 +222,18 @@ class Engine:
             shard.phase = Phase.BUSY
         campaign.busy += len(mine)
         for shard in mine:
-            counts = await self.work(partial(self._change, campaign.id, shard, change))
-            campaign.unsettle(shard)
-            campaign.settle(shard, counts)
+            try:
+                counts = await self.work(partial(self._change, campaign.id, shard, change))
+                campaign.unsettle(shard)
+                campaign.settle(shard, counts)
+            except (OSError, FileFault) as error:
+                self._on_fault(campaign, str(error))
             shard.phase = Phase.IDLE
             campaign.busy -= 1
             campaign.file(shard)
 
     def _change(self, campaign: int, shard: ShardState, change: Callable[[Ledger], Any]) -> Counts:
-        path = self.state.ledger(campaign, shard.number)
-        ledger = Ledger.open(path, instance=self.instance, campaign=campaign, shard=shard.number, writable=True)
+        ledger = self._custody.open(campaign, shard.number)
         try:
             change(ledger)
             return ledger.summary() or ledger.count()
@@ -272,7 +278,9 @@ class Engine:
         elif kind in ("lease.done", "ready"):
             self.wake()
         elif kind == "lease.failed":
-            log.error("lease failed", name=actor, number=message.get("number"), reason=message.get("reason"))
+            lease = self.leases.open.get(message.get("number", 0))
+            if lease is not None:
+                self._on_fault(lease.campaign, str(message.get("reason")))
         if kind == "ready" and actor.startswith("loader-"):
             self.task(self.jobs.offer_again())
 
@@ -288,6 +296,11 @@ class Engine:
     def _on_return(self, lease: Lease) -> None:
         self.wake()
         self.task(self.campaigns.conclude_if_done(lease.campaign))
+
+    def _on_fault(self, campaign: Running, fault: str) -> None:
+        if campaign.fault != fault:
+            log.error("disk failed", campaign=campaign.id, reason=fault)
+        campaign.fault, campaign.faulted = fault, time.monotonic() + FAULT_S
 
     def has_seen(self, lease: Lease) -> bool:
         """Whether a holder's loop has gone round since the lease's last order, so that it obeys it by now."""

@@ -8,24 +8,25 @@ Invariants
 - No file is touched on the loop: ledgers are opened, recovered and counted in the files thread.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from broker.contract.log import log
-from broker.contract.paths import StateDir
+from broker.custody import Custody, Returned
 from broker.running import Lease, Phase, Running, ShardState
-from shm.files.ledger import Counts, Ledger, Policy
+from shm.files.durable import FileFault
 from shm.live.counters import CounterTable
 from shm.live.counters import Counts as Counters
 from shm.live.leases import LeaseTable, pack_order
 
-__all__ = ["CANCEL", "RETURN", "RUN", "Leases", "Pacing", "Returned", "Totals"]
+__all__ = ["CANCEL", "RETURN", "RUN", "Leases", "Pacing", "Totals"]
 
 RUN, RETURN, CANCEL = 1, 2, 3
 SUSPECT_DEATHS = 2  # a shard whose holders died this often is leased alone, a row at a time
-POISON_DEATHS = 3  # one more death under such a lease convicts the row in flight
+DISK_RETRY_S = 2.0  # between tries to write what a failing disk did not take
 
 _T = TypeVar("_T")
 Work = Callable[[Callable[[], Any]], Awaitable[Any]]
@@ -59,41 +60,31 @@ class Totals:
             setattr(self, name, getattr(self, name) + getattr(counts, name))
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """What a shard came to when its lease ended: read from its ledger in the files thread."""
-
-    counts: Counts
-    progressed: bool
-
-
 class Leases:
-    """All leases that are out. `on_return(lease)` is called once a shard is idle again."""
+    """All leases that are out. `on_return` is called once a shard is idle again, `on_fault` when a disk fails."""
 
     def __init__(
         self,
         table: LeaseTable,
         counters: CounterTable,
-        state: StateDir,
-        instance: str,
-        boot_id: str,
+        custody: Custody,
         work: Work,
         pacing: Pacing,
         wake: Callable[[int], None],
         now_s: Callable[[], int],
         on_return: Callable[[Lease], None],
+        on_fault: Callable[[Running, str], None],
         slots: int,
     ) -> None:
         self._table = table
         self._counters = counters
-        self._state = state
-        self._instance = instance
-        self._boot_id = boot_id
+        self._custody = custody
         self._work = work
         self._pacing = pacing
         self._wake = wake
         self._now_s = now_s
         self._on_return = on_return
+        self._on_fault = on_fault
         self._slots = slots
         self._next_number = 1
         self.open: dict[int, Lease] = {}
@@ -121,22 +112,16 @@ class Leases:
         shard.phase = Phase.BUSY
         campaign.busy += 1
         number, self._next_number = self._next_number, self._next_number + 1
-        epoch = shard.epoch + 1
-
-        def hand_over() -> Ledger:
-            ledger = Ledger.open(
-                self._state.ledger(campaign.id, shard.number),
-                instance=self._instance,
-                campaign=campaign.id,
-                shard=shard.number,
-                writable=True,
-            )
-            ledger.open_lease(epoch, row, self._boot_id)
-            return ledger
-
-        ledger: Ledger = await self._work(hand_over)
-        campaign.busy -= 1
-        shard.epoch = epoch
+        try:
+            ledger, epoch = await self._work(lambda: self._custody.hand_over(campaign.id, shard.number, row))
+        except (OSError, FileFault) as error:
+            self._taken.discard((row, slot))
+            shard.phase = Phase.IDLE
+            self._on_fault(campaign, str(error))
+            campaign.file(shard)
+            return
+        finally:
+            campaign.busy -= 1
         shard.phase = Phase.LEASED
         action = RUN
         if campaign.cancelling or campaign.state == "paused":  # said while the ledger was being opened
@@ -189,7 +174,7 @@ class Leases:
         self._pacing.closed(lease, dead=dead)
         if dead:
             shard.deaths += 1
-        returned: Returned = await self._work(lambda: self._settle(lease, dead=dead))
+        returned = await self._settled(lease, dead=dead)
         if returned.progressed and not dead:
             shard.deaths = 0
         self._table.free(lease.row, lease.slot)
@@ -203,19 +188,17 @@ class Leases:
         await self._work(lease.ledger.close)  # after any count that was asked for while the lease was out
         self._on_return(lease)
 
-    def _settle(self, lease: Lease, *, dead: bool) -> Returned:
-        """Read what a lease came to; in the files thread, the ledger now being the broker's."""
-        ledger, before = lease.ledger, lease.shard.counts
-        counts = None if dead else ledger.summary()
-        if counts is None:
-            log.warning("ledger recovered", campaign=lease.campaign.id, shard=lease.shard.number, dead=dead)
-            poison = dead and lease.shard.deaths >= POISON_DEATHS
-            policy: Policy = "hold" if lease.campaign.cancelling else lease.campaign.uncertain
-            ledger.recover(power_lost=False, policy=policy, now_s=self._now_s(), poison=poison)
-        if lease.campaign.cancelling:
-            ledger.cancel_idle(self._now_s())
-        counts = ledger.summary() or ledger.count()
-        return Returned(counts, counts.attempts > before.attempts)
+    async def _settled(self, lease: Lease, *, dead: bool) -> Returned:
+        """What a lease came to, as soon as the disk takes it; till then the campaign waits and says why."""
+        while True:
+            try:
+                settle = partial(self._custody.settle, lease, dead=dead, now_s=self._now_s())
+                returned: Returned = await self._work(settle)
+            except (OSError, FileFault) as error:
+                self._on_fault(lease.campaign, str(error))
+                await asyncio.sleep(DISK_RETRY_S)
+            else:
+                return returned
 
     def _fold(self, lease: Lease) -> None:
         row = self._counters.read(lease.row, lease.slot)

@@ -18,10 +18,11 @@ from broker.contract.boot import process_starttime
 from broker.contract.errors import EcmError
 from broker.contract.log import log
 from broker.contract.paths import StateDir
+from broker.custody import Custody
 from broker.locks import actors_gone
 from broker.running import ShardState
 from shm.arena import Arena
-from shm.files.ledger import Ledger, Policy, Recovered
+from shm.files.ledger import Policy, Recovered
 from shm.live.heartbeat import Heartbeats
 
 __all__ = ["Recovery", "end_orphans"]
@@ -71,9 +72,8 @@ def _kill_actors(arena_name: str) -> None:
 class Recovery:
     """Brings shards to rest. Its methods run in the files thread."""
 
-    def __init__(self, state: StateDir, instance: str, boot_id: str, now_s: int) -> None:
-        self._state = state
-        self._instance = instance
+    def __init__(self, custody: Custody, boot_id: str, now_s: int) -> None:
+        self._custody = custody
         self._boot_id = boot_id
         self._now_s = now_s
 
@@ -82,13 +82,7 @@ class Recovery:
         return [self._shard(campaign, row, policy) for row in rows]
 
     def _shard(self, campaign: int, row: Any, policy: Policy) -> ShardState:
-        ledger = Ledger.open(
-            self._state.ledger(campaign, row.number),
-            instance=self._instance,
-            campaign=campaign,
-            shard=row.number,
-            writable=True,
-        )
+        ledger = self._custody.open(campaign, row.number)
         try:
             power_lost = ledger.boot_id not in ("", self._boot_id)
             if power_lost or (ledger.open_epoch and not ledger.is_closed):
@@ -96,6 +90,6 @@ class Recovery:
                 if found != Recovered():
                     log.warning("shard recovered", campaign=campaign, shard=row.number, uncertain=found.uncertain)
             counts = ledger.summary() or ledger.count()
-            return ShardState(row.number, row.group, row.rows, counts, ledger.open_epoch)
+            return ShardState(row.number, row.group, row.rows, counts)
         finally:
             ledger.close()

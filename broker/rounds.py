@@ -81,7 +81,7 @@ class Rounds:
                 SenderLoad(slot.row, engine.tables.slots_per_actor, engine.leases.load(slot.row))
                 for slot in engine.supervisor.senders()
             ]
-            able = [c for c in sending if c.state == "running" or not engine.relays.down(_relays(c))]
+            able = [c for c in sending if self._cause(c) is None]
             for offer in plan(able, senders, engine.now_s(), engine.settings.retry.share):
                 shard = offer.campaign.shards[offer.shard]
                 if offer.campaign.state not in ("running", "waiting") or shard.phase is not Phase.IDLE:
@@ -106,20 +106,27 @@ class Rounds:
             campaign.samples.append((now, sent))
 
     def _relays(self) -> None:
-        """Campaigns none of whose relays works wait, and say why; they go on when one answers again."""
+        """Campaigns that cannot send wait, and say why; they go on by themselves when the cause is gone."""
         engine = self._engine
         engine.relays.watch()
         for campaign in engine.campaigns.running.values():
-            why = engine.relays.down(_relays(campaign))
-            if why is None and campaign.state == "waiting":
+            cause = self._cause(campaign)
+            if cause is None and campaign.state == "waiting":
                 engine.task(engine.campaigns.waiting(campaign, None))
-            elif why is not None and campaign.state == "running":
-                reason = {
-                    "code": "relay_unreachable", "message": why,
-                    "hint": "`ctl relay check` shows what the relay says; sending goes on when it answers",
-                    "since": rfc3339(engine.clock.now_ns() / 1e9),
-                }  # fmt: skip
+            elif cause is not None and campaign.state == "running":
+                since = rfc3339(engine.clock.now_ns() / 1e9)
+                code, message, hint = cause
+                reason = {"code": code, "message": message, "hint": hint, "since": since}
                 engine.task(engine.campaigns.waiting(campaign, reason))
+
+    def _cause(self, campaign: Running) -> tuple[str, str, str] | None:
+        """(code, message, hint) of what keeps a campaign from sending."""
+        if campaign.faulted > time.monotonic():
+            return "disk", campaign.fault, "free or mend the disk; sending goes on by itself"
+        down = self._engine.relays.down(_relays(campaign))
+        if down is not None:
+            return "relay_unreachable", down, "`ctl relay check` shows what it says; sending goes on when it answers"
+        return None
 
     async def _give_up(self) -> None:
         """Give up recipients whose time is over in shards that nobody holds, whatever the campaign's state."""

@@ -37,7 +37,6 @@ class ShardState:
     group: str
     rows: int
     counts: Counts
-    epoch: int
     phase: Phase = Phase.IDLE
     deaths: int = 0  # holders that died since the last progress: the second makes the shard a suspect (poison)
 
@@ -99,6 +98,8 @@ class Running:
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=24))
     busy: int = 0  # shards a worker thread is at
     cancelling: bool = False
+    faulted: float = 0.0  # monotonic time until which a failing disk keeps it waiting; 0 = none does
+    fault: str = ""  # what the disk said
     ended: bool = False  # its final account is being written
     passed: float = 0.0  # virtual time of the fair share: attempts / weight
 

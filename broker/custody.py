@@ -1,0 +1,81 @@
+"""A shard's ledger in the broker's hands: handed over to a holder, taken back, rewritten where a disk failed.
+
+Runs in the files thread. The broker is the leaseholder of every shard it has not leased out, so these are its writes.
+
+Invariants
+- A ledger that was given back with a true summary is believed; any other is recovered.
+- A failed fdatasync is final for that file, since the kernel has forgotten what it could not write: the rows are
+  copied out of the mapping and written to a new file, and nothing in it counts as durable that was being sent.
+- A function that raises OSError changed nothing that a later try would not do again.
+"""
+
+from dataclasses import dataclass
+
+from broker.contract.log import log
+from broker.contract.paths import StateDir
+from broker.running import Lease
+from shm.files.ledger import Counts, Ledger, Policy
+
+__all__ = ["Custody", "Returned"]
+
+POISON_DEATHS = 3  # the third death, under a lease that goes a row at a time, convicts the row in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a shard came to when its lease ended."""
+
+    counts: Counts
+    progressed: bool
+
+
+class Custody:
+    """Opens, settles and rewrites ledgers of one instance."""
+
+    def __init__(self, state: StateDir, instance: str, boot_id: str) -> None:
+        self._state = state
+        self._instance = instance
+        self._boot_id = boot_id
+
+    def open(self, campaign: int, shard: int) -> Ledger:
+        """A ledger of which the broker is the holder. Raises OSError, FileFault."""
+        path = self._state.ledger(campaign, shard)
+        return Ledger.open(path, instance=self._instance, campaign=campaign, shard=shard, writable=True)
+
+    def hand_over(self, campaign: int, shard: int, row: int) -> tuple[Ledger, int]:
+        """Open a shard's ledger for a new lease of the actor of `row`; returns it and the epoch."""
+        ledger = self.open(campaign, shard)
+        try:
+            epoch = ledger.open_epoch + 1
+            ledger.open_lease(epoch, row, self._boot_id)
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger, epoch
+
+    def settle(self, lease: Lease, *, dead: bool, now_s: int) -> Returned:
+        """Bring a returned or orphaned ledger to rest and read what it came to."""
+        before = lease.shard.counts
+        policy: Policy = "hold" if lease.campaign.cancelling else lease.campaign.uncertain
+        if dead:
+            poison = lease.shard.deaths >= POISON_DEATHS
+            found = lease.ledger.recover(power_lost=False, policy=policy, now_s=now_s, poison=poison)
+            log.warning(
+                "shard recovered", campaign=lease.campaign.id, shard=lease.shard.number,
+                uncertain=found.uncertain, resent=found.resent, poisoned=found.poisoned,
+            )  # fmt: skip
+        elif lease.ledger.summary() is None:
+            self._rewrite(lease)
+            lease.ledger.recover(power_lost=True, policy=policy, now_s=now_s)
+        if lease.campaign.cancelling:
+            lease.ledger.cancel_idle(now_s)
+        counts = lease.ledger.summary() or lease.ledger.count()
+        return Returned(counts, counts.attempts > before.attempts)
+
+    def _rewrite(self, lease: Lease) -> None:
+        """Put the rows of a ledger whose holder met a failing disk into a new file."""
+        old = lease.ledger
+        Ledger.restore(old.path, old.image())
+        lease.ledger = self.open(lease.campaign.id, lease.shard.number)
+        old.close()
+        log.warning("ledger rewritten", campaign=lease.campaign.id, shard=lease.shard.number)
