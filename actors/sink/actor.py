@@ -77,22 +77,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Sink:
-    """One run: the listening socket, its sessions, and their end."""
+    """One run: the listening socket, its sessions, and their end. Raises EcmError if it cannot keep messages."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self._record = Record(arguments.keep)
+        try:
+            self._record = Record(arguments.keep)
+        except OSError as error:
+            raise _failed(f"cannot write {error.filename or arguments.keep}", error) from error
         self._policy = Policy(arguments.defer, arguments.bounce, arguments.seed)
         self._manners = Manners(latency_s=arguments.latency / 1000, pipelining=not arguments.no_pipelining)
         self._sessions: set[Conversation] = set()
         self._stop = asyncio.Event()
+        self._record.on_failure = self._stop.set
 
     async def run(self) -> None:
-        """Serve until told to stop. Raises OSError if the port cannot be had or the disk is full."""
+        """Serve until told to stop. Raises EcmError if the port cannot be had or the disk takes no more."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            self._converse, self._arguments.host, self._arguments.port, backlog=_BACKLOG, reuse_address=True
-        )
+        host, port = self._arguments.host, self._arguments.port
+        try:
+            server = await loop.create_server(self._converse, host, port, backlog=_BACKLOG, reuse_address=True)
+        except OSError as error:
+            raise _failed(f"cannot listen on {host}:{port}", error) from error
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._print_counts)
@@ -103,9 +109,10 @@ class Sink:
             server.close()
             for session in list(self._sessions):
                 session.end()
-            self._record.flush()
+            self._record.close()
         self._print_counts()
-        self._record.close()
+        if self._record.failure is not None:
+            raise _failed(f"cannot write {self._arguments.keep}/messages.ndjson", self._record.failure)
 
     async def _until_stopped(self) -> None:
         most = self._arguments.max_messages
@@ -133,10 +140,11 @@ class Sink:
         sys.stdout.flush()
 
 
-def _fail(error: EcmError, as_json: bool) -> int:
-    text = json.dumps({"error": error.to_map()}) if as_json else error.text()
-    sys.stderr.write(text + "\n")
-    return error.exit
+def _failed(what: str, error: OSError) -> EcmError:
+    # uvloop words the errors of bind itself, at length; a resolver's errors have negative numbers.
+    number = error.errno or 0
+    reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+    return EcmError("sink_failed", f"{what}: {reason}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,14 +159,12 @@ def main(argv: list[str] | None = None) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         uvloop.run(Sink(arguments).run())
-    except OSError as error:
-        where = f"{arguments.host}:{arguments.port}"
-        if error.filename is not None:
-            return _fail(EcmError("sink_failed", f"cannot write {error.filename}: {error.strerror}"), arguments.json)
-        # uvloop words the errors of bind itself, at length; a resolver's errors have negative numbers.
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
-        return _fail(EcmError("sink_failed", f"cannot listen on {where}: {reason}"), arguments.json)
+    except EcmError as error:
+        sys.stderr.write((json.dumps({"error": error.to_map()}) if arguments.json else error.text()) + "\n")
+        return error.exit
+    except BrokenPipeError:  # nobody reads our output any more; Python's own flush at exit would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

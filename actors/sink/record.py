@@ -14,6 +14,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["FLUSH_S", "Record"]
@@ -40,7 +41,9 @@ COUNTERS = (
 class Record:
     """Counts of one run, and its NDJSON file.
 
-    keep    directory that gets `messages.ndjson` (appended); None = keep no messages
+    keep        directory that gets `messages.ndjson` (appended); None = keep no messages
+    failure     why the file could not be written; from then on its counts are not to be trusted
+    on_failure  called then
     Raises OSError if the directory cannot be made or the file not opened.
     """
 
@@ -52,6 +55,8 @@ class Record:
         self._lines: list[bytes] = []
         self._waiting_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self.failure: OSError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
         self._file = None
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
@@ -103,7 +108,7 @@ class Record:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
 
     def flush(self) -> None:
-        """Write what waits. Raises OSError if the disk does not take it."""
+        """Write what waits. If the disk does not take it, `failure` says why and `on_failure` is called."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -112,8 +117,12 @@ class Record:
         batch = memoryview(b"\n".join(self._lines) + b"\n")
         self._lines.clear()
         self._waiting_bytes = 0
-        while batch:
-            batch = batch[self._file.write(batch) :]
+        try:
+            while batch:
+                batch = batch[self._file.write(batch) :]
+        except OSError as error:
+            self.failure = self.failure or error
+            self.on_failure()
 
     def totals(self) -> dict[str, int]:
         """All counts, for printing."""

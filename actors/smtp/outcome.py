@@ -118,8 +118,9 @@ def decide(concluded: Concluded, attempts: int = 1) -> Outcome:
     state, action = OUTCOMES[stage, event]
     if state is States.BOUNCED and about in _BLAMES_US:
         state = States.DEFERRED
-    # A relay that says goodbye to MAIL has had enough of this connection, not of this recipient.
-    untold = event in _SAYS_NOTHING or (event is Event.CLOSING and stage is Stage.MAIL)
+    # A relay that says goodbye to MAIL has had enough of this connection, not of this recipient; unless it says more.
+    goodbye = event is Event.CLOSING and stage is Stage.MAIL and about is About.OTHER
+    untold = goodbye or event in _SAYS_NOTHING
     due_now = state is States.DEFERRED and untold and attempts < DUE_NOW_ATTEMPTS_MAX
     return Outcome(state, action, about, due_now)
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from actors.smtp.reply import Reply
 
-__all__ = ["RULES", "About", "Rule", "rule_of"]
+__all__ = ["MEANING", "RULES", "About", "Rule", "rule_of"]
 
 
 class About(StrEnum):
@@ -32,6 +32,18 @@ class About(StrEnum):
     MAILBOX_FULL = "mailbox_full"
     STEP = "step"  # the ends have lost step: says nothing about anybody
     OTHER = "other"
+
+
+MEANING: dict[About, str] = {
+    About.RECIPIENT: "the recipient: no such mailbox, or it wants no mail",
+    About.SENDER: "us: credentials, permission, reputation, message or quota; never charged to the recipient",
+    About.GREYLISTING: "nobody: the server takes strangers at the second attempt",
+    About.THROTTLING: "our speed, or a server with too much to do",
+    About.MAILBOX_FULL: "the recipient's mailbox, for now",
+    About.STEP: "the conversation: both ends count differently, so it says nothing about anybody",
+    About.OTHER: "something no rule knows: its digits decide",
+    About.NONE: "nothing: all is well",
+}
 
 
 class Rule(NamedTuple):
@@ -63,7 +75,7 @@ _RECIPIENT = _rules(
 
 _MAILBOX_FULL = _rules(
     About.MAILBOX_FULL,
-    (r"\b[45]\.2\.2\b", "452 4.2.2 The recipient's inbox is out of storage space."),
+    (r"^\d+ [45]\.2\.2\b", "452 4.2.2 The recipient's inbox is out of storage space."),
     (r"\bmailbox (is )?full\b", "552 Mailbox full"),
     (r"\b(mailbox|account|user|recipient)\b.*\bover (its |the )?quota\b", "452 Mailbox over quota"),
     (r"\bquota exceeded \(mailbox", "552 Quota exceeded (mailbox for user is full)"),
@@ -101,7 +113,7 @@ _THROTTLING = _rules(
         "421 4.7.0 mx.example.com Error: too many connections from 192.0.2.1",
     ),
     (r"\b(server|service|system) (is )?(too )?busy\b", "451 4.7.500 Server busy. Please try again later."),
-    (r"\b4\.3\.[12]\b", "452 4.3.1 Insufficient system storage"),
+    (r"^\d+ 4\.3\.[12]\b", "452 4.3.1 Insufficient system storage"),
 )
 
 _CREDENTIALS = _rules(
@@ -112,14 +124,14 @@ _CREDENTIALS = _rules(
     (r"\b(unable to relay|relay not permitted)\b", "550 5.7.54 SMTP; Unable to relay recipient in non-accepted domain"),
     (r"\bpermissions? to send as\b", "550 5.7.60 SMTP; Client does not have permissions to send as this sender"),
     (r"\baddress is not verified\b", "554 Message rejected: Email address is not verified."),
-    (r"\b[45]\.[17]\.8\b", "450 4.1.8 <news@example.com>: Sender address rejected: Domain not found"),
+    (r"^\d+ [45]\.[17]\.8\b", "450 4.1.8 <news@example.com>: Sender address rejected: Domain not found"),
     (r"\bsender address rejected\b", "553 5.7.1 <news@example.com>: Sender address rejected: not owned by user me"),
 )
 
 _REPUTATION = _rules(
     About.SENDER,
     (
-        r"\b[45]\.7\.(2[0-79]|3[0-2]|4\d|515)\b",
+        r"^\d+ [45]\.7\.(2[0-79]|3[0-2]|4\d|515)\b",
         "550 5.7.26 This mail has been blocked because the sender is unauthenticated.",
     ),
     (r"\b(spf|dkim|dmarc)\b", "550 5.7.1 Unauthenticated email is not accepted due to the domain's DMARC policy"),

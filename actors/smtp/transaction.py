@@ -32,7 +32,7 @@ from typing import Final, NamedTuple
 
 from actors.smtp.reply import LINE_MAX, ProtocolError, Reply, ReplyParser, read_line
 
-__all__ = ["Concluded", "Event", "Mode", "Stage", "Transactions"]
+__all__ = ["Concluded", "Event", "Mode", "Stage", "Transactions", "event_of"]
 
 
 class Mode(IntEnum):
@@ -114,8 +114,10 @@ class _Flight:
         self.cause: Concluded | None = None
 
 
-def _event(stage: Stage, code: int) -> Event:
-    """The event of a reply that is not 421; OK only if it is what the stage hopes for."""
+def event_of(stage: Stage, code: int) -> Event:
+    """The event of a reply; OK only if it is what the stage hopes for, or a 2xx."""
+    if code == 421:
+        return Event.CLOSING
     if code == 503:
         return Event.BAD_SEQUENCE
     if code >= 500:
@@ -275,11 +277,11 @@ class Transactions:
         """A reply to a command of the head."""
         head, stage = self._head, self._stage
         assert head is not None
-        if reply.code == 421:  # RFC 5321 3.8: in answer to anything; the server closes
+        event = event_of(stage, reply.code)
+        if event is Event.CLOSING:  # RFC 5321 3.8: in answer to anything; the server closes
             self._closing = True
-            self._conclude(head.cause or Concluded(head.number, stage, reply, Event.CLOSING))
+            self._conclude(head.cause or Concluded(head.number, stage, reply, event))
             return
-        event = _event(stage, reply.code)
         if event is Event.INTERMEDIATE or (stage is _DATA and reply.code < 300):
             # Whether the server now takes commands or text is anybody's guess.
             concluded = head.cause or Concluded(head.number, stage, reply, event)
@@ -365,7 +367,7 @@ class Transactions:
             return
         self._pending = b""
         if head is not None:  # the body has not left, whatever the server says
-            event = Event.CLOSING if reply.code == 421 else _event(_BODY, reply.code)
+            event = event_of(_BODY, reply.code)
             self._conclude(head.cause or Concluded(head.number, self._pending_stage, reply, event))
         if not self._closing:
             self._break(f"a reply ahead of the message: {reply}")

@@ -125,3 +125,13 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     ended = run_sink("--port", "0", "--keep", str(tmp_path / "file" / "below"))
     assert ended.returncode == 1
     assert ended.stderr == f"error: cannot write {tmp_path}/file/below: Not a directory\n"
+
+
+def test_a_full_disk_ends_it_with_the_reason(sink: StartSink, tmp_path: Path) -> None:
+    """A file on a full disk: the first flush fails, the sink ends and says so."""
+    (tmp_path / "sink-1").mkdir()
+    (tmp_path / "sink-1" / "messages.ndjson").symlink_to("/dev/full")
+    running = sink(keep=True)
+    send(relay_at(running), [message(1, "anna@example.org")])
+    running.ended()
+    assert running.status == 1

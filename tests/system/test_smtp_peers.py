@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -169,3 +173,53 @@ def test_bad_credentials_blame_us_and_nobody_else(postfix: RunningPostfix) -> No
     assert error.reply.code == 535
     assert "refused the login of user@example.com: 535 5.7.8" in error.text
     assert "secret" not in str(error)
+
+
+def check(relay: Relay) -> dict[str, Any]:
+    """What `python -m actors.smtp.check` finds out about a relay."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "actors.smtp.check"],
+        cwd=Path(__file__).resolve().parents[2],
+        input=json.dumps(relay.to_map()),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stderr == ""
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def test_a_relay_can_be_tried_out_without_a_message(postfix: RunningPostfix) -> None:
+    """`actors.smtp.check` logs in, says goodbye, and tells what the relay offers."""
+    relay = relay_of(
+        postfix.host,
+        postfix.port,
+        tls="required",
+        ca_file=str(postfix.ca_file),
+        username=postfix.username,
+        password="secret",
+    )
+    found = check(relay)
+    assert found["ok"]
+    assert found["tls"].startswith("TLSv1.3")
+    assert (found["mode"], found["logged_in"], found["features"]["size"]) == ("pipelining", True, 10_240_000)
+
+
+def test_a_relay_that_cannot_be_used_is_told_with_its_reason(postfix: RunningPostfix) -> None:
+    """Refused or unreachable, as an error for the operator; the password stays out of it."""
+    relay = relay_of(
+        postfix.host,
+        postfix.port,
+        tls="required",
+        ca_file=str(postfix.ca_file),
+        username="user@example.com",
+        password="wrong",
+    )
+    found = check(relay)
+    assert (found["ok"], found["error"]["code"]) == (False, "relay_refused")
+    assert found["error"]["message"].startswith("relay `peer`: ")
+    assert "535 5.7.8" in found["error"]["message"]
+    assert "wrong" not in json.dumps(found)
+    assert check(relay_of("nowhere.invalid", 25))["error"]["code"] == "relay_unreachable"

@@ -118,6 +118,12 @@ def test_lost_step_is_transient_whatever_the_first_digit(stage: Stage, text: str
     assert not verdict(stage, text, DUE_NOW_ATTEMPTS_MAX).due_now
 
 
+def test_a_relay_that_is_too_busy_is_not_tried_again_at_once() -> None:
+    """421 to MAIL alone is the end of a connection; with a reason it is a reason to wait."""
+    assert verdict(Stage.MAIL, "421 4.4.2 closing").due_now
+    assert not verdict(Stage.MAIL, "421 4.7.0 Error: too many connections from 192.0.2.1").due_now
+
+
 def test_an_accepted_message_is_judged_without_looking_at_its_text() -> None:
     """`250 ... spam` is accepted all the same."""
     concluded = Concluded(1, Stage.BODY, read_text("250 2.0.0 Ok: spam queued"), Event.OK)

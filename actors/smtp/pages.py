@@ -1,0 +1,130 @@
+"""Fills the tables of docs/smtp.md from the code that decides.
+
+    python -m actors.smtp.pages docs/smtp.md            rewrites them
+    python -m actors.smtp.pages docs/smtp.md --check    exit 1 if they are stale
+
+A table stands between `<!-- NAME: generated -->` and `<!-- NAME: end -->`; everything else on the page is a person's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from actors.smtp.outcome import OUTCOMES, STAGES, Connection, decide
+from actors.smtp.reply import Reply
+from actors.smtp.rules import MEANING, RULES, About
+from actors.smtp.session import deadline_s
+from actors.smtp.transaction import Concluded, Event, Stage
+from broker.contract.relay import Relay
+
+__all__ = ["fill", "main"]
+
+_HAPPENED = {
+    Event.OK: "2xx",
+    Event.TRANSIENT: "4xx",
+    Event.PERMANENT: "5xx",
+    Event.BAD_SEQUENCE: "503",
+    Event.INTERMEDIATE: "3xx that is not the 354 to DATA",
+    Event.CLOSING: "421",
+    Event.LOST_BEFORE: "connection lost, the body not handed over",
+    Event.LOST_AFTER: "connection lost, the body handed over",
+    Event.TIMEOUT_BEFORE: "deadline passed, the body not handed over",
+    Event.TIMEOUT_AFTER: "deadline passed, the body handed over",
+    Event.GARBAGE_BEFORE: "no SMTP reply, or one nobody asked for; the body not handed over",
+    Event.GARBAGE_AFTER: "the same, the body handed over",
+}
+_THEN = {Connection.KEEP: "", Connection.CLOSE: "; close", Connection.STEP_DOWN: "; step down"}
+_TYPICAL = {Event.TRANSIENT: 450, Event.PERMANENT: 550, Event.BAD_SEQUENCE: 503, Event.CLOSING: 421}
+
+
+def _cell(stage: Stage, event: Event) -> str:
+    if (stage, event) not in OUTCOMES:
+        return "goes on"
+    reply = Reply(_TYPICAL[event], None, "") if event in _TYPICAL else None
+    outcome = decide(Concluded(0, stage, reply, event))
+    at_once = ", at once" if outcome.due_now else ""
+    return f"{outcome.state.name.lower()}{at_once}{_THEN[outcome.action]}"
+
+
+def outcomes() -> str:
+    """The table of outcomes."""
+    names = ["MAIL", "RCPT", "DATA", "the dot"]
+    rows = [f"| {_HAPPENED[event]} | " + " | ".join(_cell(stage, event) for stage in STAGES) + " |" for event in Event]
+    return "\n".join([f"| what happened | {' | '.join(names)} |", "|---" * 5 + "|", *rows])
+
+
+def classes() -> str:
+    """The reply classes."""
+    rows = [f"| `{about}` | {MEANING[about]} |" for about in About if about is not About.NONE]
+    return "\n".join(["| class | the reply is about |", "|---|---|", *rows])
+
+
+def rules() -> str:
+    """The rules in the order in which they are tried."""
+    rows = [
+        f"| `{rule.about}` | {rule.example.replace('<', '&lt;')} | `{_escaped(rule.pattern.pattern)}` |"
+        for rule in RULES
+    ]
+    return "\n".join(["| class | the reply that prompted it | pattern |", "|---|---|---|", *rows])
+
+
+def _escaped(pattern: str) -> str:
+    return pattern.replace("|", "\\|")
+
+
+def deadlines() -> str:
+    """Seconds a relay may take, as shipped."""
+    relay = Relay.model_validate({"host": "localhost"})
+    words = {Stage.IDLE: "an idle connection is kept", Stage.CONNECT: "TCP", Stage.BODY: "the dot"}
+    rows = [
+        f"| {words.get(stage, stage.name)} | {deadline_s(relay, stage):g} |"
+        for stage in Stage
+        if stage not in (Stage.RSET, Stage.QUIT)
+    ]
+    greeting = f"| greeting | {relay.timeouts_s['greeting']:g} |"
+    return "\n".join(["| waiting for | seconds |", "|---|---|", rows[1], greeting, *rows[2:], rows[0]])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "outcomes": outcomes,
+    "classes": classes,
+    "rules": rules,
+    "deadlines": deadlines,
+}
+
+
+def fill(page: str) -> str:
+    """The page with its tables as the code would have them. Raises ValueError if one has no place on it."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(page):
+            raise ValueError(f"the page has no place for `{name}`: {begin} ... {end}")
+        text = f"{begin}\n{table()}\n{end}"
+        page = pattern.sub(lambda _, text=text: text, page)  # type: ignore[misc]
+    return page
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite or check a page; returns the exit status."""
+    options = argparse.ArgumentParser(description="Fill the tables of docs/smtp.md from the code")
+    options.add_argument("page", type=Path)
+    options.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is stale")
+    arguments = options.parse_args(argv)
+    page = arguments.page.read_text()
+    filled = fill(page)
+    if filled == page:
+        return 0
+    if arguments.check:
+        sys.stderr.write(f"{arguments.page}: a table is stale; run: python -m actors.smtp.pages {arguments.page}\n")
+        return 1
+    arguments.page.write_text(filled)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
