@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # pytest itself imports these, as plugins
     from tests.fixtures.lone_sender import LoneSender, StartLone
     from tests.fixtures.sink import StartSink
 
-pytest_plugins = ["tests.fixtures.sink", "tests.fixtures.lone_sender"]
+pytest_plugins = ["tests.fixtures.lone_sender"]
 
 ROW = 1  # the sender's, in every table
 

@@ -1,0 +1,284 @@
+"""Rows of a held shard: due, claimed, durable, given back (actors/sender/lease.py, record.py), on real files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from actors.message.compose import Composer
+from actors.sender import record
+from actors.sender.lease import CLAIMED_MAX, CLAIMED_MIN, Lease, Offer, next_target
+from actors.sender.pace import Gap, Pace
+from actors.sender.retry import RetryPolicy
+from actors.smtp.reply import Reply
+from actors.smtp.transaction import Concluded, Event, Stage
+from shm.address import key
+from shm.files.bundle import Bundle
+from shm.files.ledger import Ledger, States
+from shm.files.replies import Replies
+from shm.files.replies import read as read_replies
+from shm.files.shard import Shard, ShardWriter
+from shm.live import counters
+from shm.live.leases import CANCEL, RETURN, RUN, pack_order
+from shm.live.suppressed import ADD, ENTRY
+
+INSTANCE = "00" * 16
+NOW_S = 1_800_000_000
+POLICY = RetryPolicy(first_s=300, max_s=14400, give_up_s=86400, classes={}, jitter=0)
+
+MakeLease = Callable[..., Lease]
+
+
+@pytest.fixture
+def make_lease(tmp_path: Path) -> Iterator[MakeLease]:
+    """A factory: make_lease(100) is a lease of a shard with 100 rows and a new ledger."""
+    made: list[Lease] = []
+
+    def make(rows: int, *, resend: bool = True, rows_max: int = 0) -> Lease:
+        names = {"instance": INSTANCE, "campaign": 7, "shard": 1}
+        writer = ShardWriter(tmp_path / "shard", **names)
+        for row in range(rows):
+            writer.add(key(f"user{row}@example.com"), b"\x80")
+        writer.finish()
+        Ledger.create(tmp_path / "ledger", rows=rows, **names)
+        shard = Shard.open(tmp_path / "shard", **names)
+        lease = Lease(
+            offer=Offer(0, 1, 7, 1, 1, 0),
+            bundle=cast("Bundle", None),
+            composer=cast("Composer", None),
+            shard=shard,
+            ledger=Ledger.open(tmp_path / "ledger", writable=True, **names),
+            replies=Replies(tmp_path / "replies"),
+            policy=POLICY,
+            places={0: 0},
+            resend=resend,
+            suppressed_seen=0,
+            keys=shard.keys.tobytes(),
+            words=memoryview(bytearray(16 * 8)).cast("q"),
+            grant_words=memoryview(bytearray(16 * 8)).cast("q"),
+            pace=Pace(Gap()),
+        )
+        lease.obey(pack_order(RUN, gated=False, rows_max=rows_max))
+        made.append(lease)
+        return lease
+
+    yield make
+    for lease in made:
+        lease.ledger.close()
+        lease.shard.close()
+        lease.replies.close()
+
+
+def durable(lease: Lease) -> list[int]:
+    """Claim, sync, and take what is ready."""
+    lease.claim(NOW_S)
+    lease.begin_sync()
+    lease.durable()
+    rows = list(lease.ready)
+    lease.ready.clear()
+    return rows
+
+
+def send(lease: Lease, row: int) -> None:
+    lease.ledger.sending(row, NOW_S)
+    lease.in_flight += 1
+
+
+def conclude(lease: Lease, row: int, stage: Stage, event: Event, reply: Reply | None = None, now_s: int = NOW_S) -> Any:
+    lease.in_flight -= 1
+    return record.troubled(lease, row, Concluded(1, stage, reply, event), 0, now_s)
+
+
+def state(lease: Lease, row: int) -> States:
+    return States(lease.ledger.a[row] & 15)
+
+
+def test_the_target_follows_two_intervals_within_bounds() -> None:
+    """Twice what an interval used, doubled when it starved, let down gently, never beyond the bounds."""
+    assert next_target(128, 400, starved=False) == 800
+    assert next_target(400, 100, starved=True) == 800
+    assert next_target(400, 10, starved=False) == 300
+    assert next_target(CLAIMED_MIN, 0, starved=False) == CLAIMED_MIN
+    assert next_target(CLAIMED_MAX, 10**6, starved=True) == CLAIMED_MAX
+
+
+def test_a_row_is_ready_only_after_a_sync_that_began_after_its_claim(make_lease: MakeLease) -> None:
+    """Claims made while a sync is under way wait for the next one."""
+    lease = make_lease(1000)
+    lease.claim(NOW_S)
+    first = list(lease.claiming)
+    assert first
+    assert not lease.ready
+    lease.begin_sync()
+    lease.starved = True
+    lease.claim(NOW_S)
+    second = list(lease.claiming)
+    lease.durable()
+    assert list(lease.ready) == first
+    lease.begin_sync()
+    lease.durable()
+    assert list(lease.ready) == [*first, *second]
+
+
+def test_every_row_comes_once_in_shard_order(make_lease: MakeLease) -> None:
+    """Claiming goes through the shard; no row is claimed twice."""
+    lease = make_lease(1000)
+    seen: list[int] = []
+    while rows := durable(lease):
+        for row in rows:
+            send(lease, row)
+            lease.in_flight -= 1
+            record.sent(lease, row, Reply(250, (2, 0, 0), "Ok"), 0, NOW_S)
+        seen += rows
+    assert seen == list(range(1000))
+    assert lease.exhausted(NOW_S)
+    assert lease.words[counters.SENT] == 1000
+
+
+def test_rows_max_bounds_what_is_claimed_and_in_flight(make_lease: MakeLease) -> None:
+    """A suspect shard: one row at a time."""
+    lease = make_lease(10, rows_max=1)
+    assert durable(lease) == [0]
+    send(lease, 0)
+    assert durable(lease) == []
+    lease.in_flight -= 1
+    assert durable(lease) == [1]
+
+
+def test_unclaimed_rows_are_what_they_were(make_lease: MakeLease) -> None:
+    """PENDING if never attempted, DEFERRED otherwise; rows in flight stay."""
+    lease = make_lease(3)
+    for row in durable(lease)[:2]:
+        send(lease, row)
+    conclude(lease, 0, Stage.RCPT, Event.LOST_BEFORE)
+    assert state(lease, 0) is States.DEFERRED
+    assert durable(lease) == [0]
+    lease.unclaim()
+    assert [state(lease, row) for row in range(3)] == [States.DEFERRED, States.SENDING, States.PENDING]
+    assert lease.claimed == 0
+
+
+def test_a_lease_is_not_done_while_rows_are_due_or_soon_due(make_lease: MakeLease) -> None:
+    """A retry within two seconds is waited for, a later one is not; a lease without connections is not done."""
+    lease = make_lease(1)
+    assert not lease.exhausted(NOW_S)
+    (row,) = durable(lease)
+    send(lease, row)
+    assert not lease.exhausted(NOW_S)
+    conclude(lease, row, Stage.RCPT, Event.TRANSIENT, Reply(450, None, "later"))
+    assert lease.exhausted(NOW_S)
+    assert not lease.exhausted(NOW_S + 299)
+
+
+def test_a_refusal_is_recorded_with_its_text(make_lease: MakeLease) -> None:
+    """Code, enhanced status, attempts in the ledger; the words beside it."""
+    lease = make_lease(1)
+    (row,) = durable(lease)
+    send(lease, row)
+    conclude(lease, row, Stage.RCPT, Event.PERMANENT, Reply(550, (5, 1, 1), "User unknown"))
+    assert state(lease, row) is States.BOUNCED
+    assert lease.words[counters.BOUNCED] == 1
+    assert read_replies(lease.replies.path) == {0: [(1, "550 5.1.1 User unknown")]}
+
+
+def test_a_deferral_beyond_the_give_up_time_fails(make_lease: MakeLease) -> None:
+    """give_up_s after the first attempt there is no further one."""
+    lease = make_lease(1)
+    (row,) = durable(lease)
+    send(lease, row)
+    conclude(lease, row, Stage.RCPT, Event.TRANSIENT, Reply(450, None, "later"), NOW_S + POLICY.give_up_s)
+    assert state(lease, row) is States.FAILED
+
+
+def test_a_row_that_comes_due_after_its_give_up_time_is_failed_without_an_attempt(make_lease: MakeLease) -> None:
+    """The campaign was paused meanwhile."""
+    lease = make_lease(1)
+    (row,) = durable(lease)
+    send(lease, row)
+    conclude(lease, row, Stage.RCPT, Event.TRANSIENT, Reply(450, None, "later"))
+    lease.claim(NOW_S + POLICY.give_up_s)
+    assert state(lease, row) is States.FAILED
+    assert lease.claimed == 0
+
+
+def test_in_doubt_under_resend_means_one_more_copy_and_no_third(make_lease: MakeLease) -> None:
+    """DEFERRED and sticky, due now; the second time UNCERTAIN, for good."""
+    lease = make_lease(1)
+    (row,) = durable(lease)
+    send(lease, row)
+    conclude(lease, row, Stage.BODY, Event.LOST_AFTER)
+    assert (state(lease, row), lease.ledger.count().resent) == (States.DEFERRED, 1)
+    assert durable(lease) == [row]
+    send(lease, row)
+    conclude(lease, row, Stage.BODY, Event.LOST_AFTER)
+    assert state(lease, row) is States.UNCERTAIN
+    assert lease.words[counters.UNCERTAIN] == 1
+
+
+def test_in_doubt_under_hold_or_cancel_stays_uncertain(make_lease: MakeLease) -> None:
+    """Nobody gets a second copy."""
+    for lease in (make_lease(1, resend=False), make_lease(1)):
+        (row,) = durable(lease)
+        send(lease, row)
+        if lease.resend:
+            lease.obey(pack_order(CANCEL, gated=False))
+        conclude(lease, row, Stage.BODY, Event.TIMEOUT_AFTER)
+        assert state(lease, row) is States.UNCERTAIN
+
+
+def test_under_a_cancel_what_would_be_deferred_is_cancelled(make_lease: MakeLease) -> None:
+    """So are the rows not in flight; what is in flight may still be sent."""
+    lease = make_lease(4)
+    for row in durable(lease)[:2]:
+        send(lease, row)
+    lease.obey(pack_order(CANCEL, gated=False))
+    lease.unclaim()
+    lease.cancel(NOW_S)
+    conclude(lease, 0, Stage.RCPT, Event.TRANSIENT, Reply(450, None, "later"))
+    lease.in_flight -= 1
+    record.sent(lease, 1, Reply(250, None, "Ok"), 0, NOW_S)
+    assert [state(lease, row) for row in range(4)] == [
+        States.CANCELLED, States.SENT, States.CANCELLED, States.CANCELLED,
+    ]  # fmt: skip
+    assert lease.words[counters.CANCELLED] == 3
+    assert lease.exhausted(NOW_S)
+
+
+def test_whoever_is_suppressed_leaves_the_queue_and_is_not_tried_again(make_lease: MakeLease) -> None:
+    """Claimed rows at once; a row in flight when it would be deferred."""
+    lease = make_lease(10)
+    lease.claim(NOW_S)
+    lease.begin_sync()
+    lease.durable()
+    send(lease, lease.ready.popleft())
+    log = np.zeros(3, ENTRY)
+    log["op"] = ADD
+    for entry, row in zip(log, (0, 3, 9), strict=True):
+        entry["key"] = lease.shard.keys[row]
+    lease.suppress(log, NOW_S)
+    assert list(lease.ready) == [1, 2, 4, 5, 6, 7, 8]
+    assert state(lease, 0) is States.SENDING
+    conclude(lease, 0, Stage.RCPT, Event.TRANSIENT, Reply(450, None, "later"))
+    assert [state(lease, row) for row in (0, 3, 9)] == [States.SUPPRESSED] * 3
+    assert lease.words[counters.SUPPRESSED] == 3
+
+
+def test_return_stops_claiming(make_lease: MakeLease) -> None:
+    """A lease that was told to return is done as soon as nothing is in flight."""
+    lease = make_lease(10)
+    lease.obey(pack_order(RETURN, gated=True))
+    assert lease.stopping
+    assert lease.exhausted(NOW_S)
+
+
+def test_a_message_that_cannot_be_made_fails_its_row_and_says_why(make_lease: MakeLease) -> None:
+    """CLAIMED becomes FAILED without an attempt."""
+    lease = make_lease(1)
+    (row,) = durable(lease)
+    record.not_composed(lease, row, "no such field: `city`", NOW_S)
+    assert state(lease, row) is States.FAILED
+    assert read_replies(lease.replies.path) == {0: [(0, "cannot be composed: no such field: `city`")]}
