@@ -1,7 +1,7 @@
 """Rows set aside until a whole file has been read, then given back in the order of their keys, in little memory.
 
-Rows lie packed in a scratch file without a name, in 1,024 parts by the first bits of the key; keys are hashes, so the
-parts are alike in size (15,000 rows each of a file of 1 GB), and one at a time is read back and sorted. Up to
+Rows lie packed in a scratch file without a name, in 2,048 parts by the first bits of the key; keys are hashes, so the
+parts are alike in size (7,000 rows each of a file of 1 GB), and one at a time is read back and sorted. Up to
 `HELD_ROWS` rows no file is made at all.
 
 Invariants
@@ -31,7 +31,7 @@ __all__ = ["BATCH_ROWS", "HELD_ROWS", "Aside"]
 
 HELD_ROWS: Final = 1 << 16  # rows in memory: some 10 MB
 BATCH_ROWS: Final = 20_000  # rows that come back at once, at least, so that a transaction is worth its wait
-PART_BITS: Final = 10
+PART_BITS: Final = 11
 PARTS: Final = 1 << PART_BITS
 
 Names = tuple[str, ...]
@@ -58,7 +58,7 @@ class Aside:
         self._fields_heads = Entries(b"", bytes_header)
         self._file: IO[bytes] | None = None
         self._end = 0
-        self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(PARTS)]  # offset, length
+        self._spills: list[npt.NDArray[np.int64]] = []  # of each, where its parts begin in the file, and its end
         self._sizes = np.zeros(PARTS, np.int64)  # rows
         self.names: list[Names] = []
         self.rows = 0
@@ -136,17 +136,12 @@ class Aside:
             self._repeated += len(self._keys) - len(order)
         rows = [self._rows[index] for index in order.tolist()]
         sizes = np.bincount(part_of, minlength=PARTS)
-        lengths = np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)))
-        last = np.cumsum(sizes)
-        ends = np.concatenate(([0], lengths))[last].tolist()
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
         self._file.write(b"".join(rows))
         self._file.flush()
-        begin = 0
-        for part, end in enumerate(ends):
-            if end > begin:
-                self._pieces[part].append((self._end + begin, end - begin))
-            begin = end
-        self._end += begin
+        self._spills.append(self._end + offsets[np.concatenate(([0], np.cumsum(sizes)))])
+        self._end += int(offsets[-1])
         self._sizes += sizes
         self._rows = []
         self._keys = []
@@ -155,7 +150,8 @@ class Aside:
     def _read(self, part: int) -> bytes:
         assert self._file is not None
         descriptor = self._file.fileno()
-        return b"".join(os.pread(descriptor, length, offset) for offset, length in self._pieces[part])
+        extents = [(int(begins[part]), int(begins[part + 1])) for begins in self._spills]
+        return b"".join(os.pread(descriptor, end - begin, begin) for begin, end in extents)
 
 
 def _unpack(packed: bytes, number: int) -> list[Row]:
