@@ -10,6 +10,7 @@ Invariants
 
 from __future__ import annotations
 
+import difflib
 import html
 import re
 from dataclasses import dataclass
@@ -65,18 +66,18 @@ class Checks:
         for index in batch.odd:
             self._compose(batch.records[index], int(batch.lines[index]))
 
-    def finish(self) -> list[EcmError]:
-        """What is wrong, the most recipients first."""
+    def finish(self, names: list[str]) -> list[EcmError]:
+        """What is wrong, the most recipients first. names: what the audience has, for hints."""
         faults = sorted(self._faults.values(), key=lambda fault: -fault.count)
         errors = [
             EcmError(
                 fault.code,
-                fault.message,
+                f"{fault.message}: {fault.count} recipient{'s' * (fault.count != 1)}",
                 file=self._file,
                 line=fault.first_line if self._file else None,
                 field=fault.field,
                 count=fault.count,
-                hint=fault.hint,
+                hint=fault.hint if fault.code != "missing_field" else _meant(fault, names),
             )
             for fault in faults
         ]
@@ -108,7 +109,6 @@ class Checks:
         try:
             self._composer.check(fields)
         except MissingField as error:
-            # An empty hint would teach nothing; the two ways out are the same for every template.
             hint = f'add the column, or write {{{{ {error.name} | default("...") }}}}'
             self._note("missing_field", f"no field `{error.name}`, which {error.where} uses", error.name, hint, line)
         except ComposeError as error:
@@ -165,6 +165,12 @@ def rate_warnings(rate: dict[str, Any]) -> list[str]:
     if per_second and burst and burst < carries:
         return [f"burst = {burst} costs rate: {per_second:g} a second needs {carries} (or 0: the engine chooses)"]
     return []
+
+
+def _meant(fault: _Fault, names: list[str]) -> str:
+    """The hint for a field that is missing: the nearest one there is, or the two ways out."""
+    near = difflib.get_close_matches(fault.field or "", names, 1)
+    return f"did you mean `{near[0]}`?" if near and near[0] != fault.field else fault.hint
 
 
 def _fields(record: bytes) -> dict[str, Any]:

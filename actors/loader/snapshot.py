@@ -133,7 +133,7 @@ class _Work:
         try:
             with closing(self._open()) as audience:
                 result = self._read(audience, census)
-                errors = self._checks.finish() if self._checks else []
+                errors = self._checks.finish(audience.names) if self._checks else []
                 if errors:
                     raise errors[0]
                 counts = self._counts(audience, result)
@@ -162,7 +162,7 @@ class _Work:
         try:
             with closing(self._open()) as audience:
                 result = self._read(audience, census)
-                errors = self._checks.finish() if self._checks else []
+                errors = self._checks.finish(audience.names) if self._checks else []
                 counts = self._counts(audience, result)
         except EcmError as error:
             if error.exit != 2:

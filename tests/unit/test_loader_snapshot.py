@@ -187,6 +187,8 @@ def test_missing_column_is_told_with_count_and_first_line(bench: Bench) -> None:
     """A name that no column has is one error that says how many it concerns, and nothing is left behind."""
     error = bench.fails(bench.write("email,frist_name\nann@example.com,Ann\nbob@example.com,Bob\n"))
     assert (error.code, error.field, error.count, error.line) == ("missing_field", "first_name", 2, 2)
+    assert error.message == "no field `first_name`, which subject uses: 2 recipients"
+    assert error.hint == "did you mean `frist_name`?"
     assert str(error.file).endswith("recipients.csv")
     assert bench.left() == []
 
