@@ -32,8 +32,7 @@ from actors.sender.walk import Walk
 from broker.contract.boot import Boot
 from broker.contract.relay import Relay
 from broker.contract.settings import Settings
-from shm.live import grants
-from shm.live.grants import GrantTable
+from shm.live.grants import RETURNED, SPENT, WANTED, GrantTable
 from shm.live.histogram import Histogram
 from shm.live.leases import LeaseTable
 from shm.live.relays import RelayTable
@@ -215,7 +214,7 @@ class Sender:
         lease.obey(self._table.order(self._row, lease.offer.slot))
         lease.stopped = False
         if was_gated and not lease.gated:
-            self._return_grants(lease)
+            self._walk.return_grants(lease)
         if lease.stopping:
             self._stop(lease)
         elif self._walk.activate(lease) is not None:
@@ -225,19 +224,16 @@ class Sender:
         """Nothing more of it may leave: rows go back to what they were, or are cancelled."""
         lease.stopped = True
         self._walk.deactivate(lease)
-        self._return_grants(lease)
+        self._walk.return_grants(lease)
         lease.unclaim()
         if lease.cancelled:
             lease.cancel(self._ctx.clock.now_s())
         self._soon()
 
-    def _return_grants(self, lease: Lease) -> None:
-        lease.grant_words[grants.RETURNED] += lease.pace.drop()
-
     def _close(self, lease: Lease) -> None:
         lease.closing = True
         self._walk.deactivate(lease)
-        self._return_grants(lease)
+        self._walk.return_grants(lease)
         traces = [] if self._traces is None else self._traces.take()  # whoever hears of the end may look at them
         future = self._loop.run_in_executor(self._disk, close_lease, lease, self._ctx.clock, traces)
         future.add_done_callback(lambda done: self._closed(lease, done.result()))
@@ -330,9 +326,7 @@ class Sender:
             gated = True
             words = lease.grant_words
             if any(pools[index].connected for index in lease.places):
-                words[grants.WANTED] = max(
-                    words[grants.WANTED], words[grants.SPENT] + words[grants.RETURNED] + lease.claimed
-                )
+                words[WANTED] = max(words[WANTED], words[SPENT] + words[RETURNED] + lease.claimed)
             pool = self._walk.activate(lease)
             if pool is not None:
                 self._walk.pump(pool)

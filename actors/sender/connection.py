@@ -3,8 +3,9 @@
 Mechanism only: what a conclusion means is `walk`'s to record, when to open another is `relays`' to say.
 
 - One wake-up handles all replies that are there and writes once.
-- Nothing is written to a transport that still holds unsent bytes: it is told so by `pause_writing` with limits of 0,
-  which also makes uvloop hand bytes to the socket at once instead of at the end of the loop's turn.
+- Nothing is written to a transport that still holds unsent bytes: `pause_writing` tells, with a limit of 1 byte, which
+  also makes uvloop hand bytes to the socket at once instead of at the end of the loop's turn.  (With a limit of 0 a
+  TLS transport pauses when it is empty, too.)
 - No timer per message: `overdue` is asked by one periodic watchdog.
 - Every message submitted is concluded, also when the connection breaks (`Transactions.lost`).
 """
@@ -81,7 +82,7 @@ class Connection(asyncio.Protocol):
         self.dismissed = False
         self._patience_ns = UNLIMITED
         self.used_ns = _monotonic_ns()
-        self._transport.set_write_buffer_limits(0)
+        self._transport.set_write_buffer_limits(high=1, low=0)
 
     # What the walk asks and orders.
 

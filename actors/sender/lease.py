@@ -29,22 +29,23 @@ from shm.files.shard import Shard
 from shm.live import counters
 from shm.live.leases import CANCEL, RUN, unpack_order
 
-__all__ = ["CLAIMED_MAX", "CLAIMED_MIN", "Lease", "Offer", "next_target"]
+__all__ = ["CLAIMED_MAX", "CLAIMED_MIN", "CLAIMED_MIN_GATED", "Lease", "Offer", "next_target"]
 
-CLAIMED_MIN: Final = 64  # rows claimed ahead whatever the rate, so that a slow lease does not sync for each row
+CLAIMED_MIN: Final = 64  # rows claimed ahead whatever the rate, so that a fast start does not wait for many syncs
+CLAIMED_MIN_GATED: Final = 8  # a gated lease may wait an hour for its grants with these rows claimed
 CLAIMED_MAX: Final = 4096  # two intervals of 50 ms at 40,000 messages/s, above what one process sends
 SOON_S: Final = 2  # a retry due within this time is waited for; a later one is another lease's
 
 NO_ROWS: Final[npt.NDArray[np.int64]] = np.empty(0, np.int64)
 
 
-def next_target(target: int, used: int, *, starved: bool) -> int:
+def next_target(target: int, used: int, *, starved: bool, gated: bool) -> int:
     """How many rows to keep claimed, after an interval in which `used` were sent.
 
     Two intervals' worth; doubled when the lease ran dry before the sync, let down by a quarter at most.
     """
     wanted = max(2 * used, 2 * target if starved else target * 3 // 4)
-    return min(max(wanted, CLAIMED_MIN), CLAIMED_MAX)
+    return min(max(wanted, CLAIMED_MIN_GATED if gated else CLAIMED_MIN), CLAIMED_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Lease:
     due: npt.NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
     cursor: int = 0
     next_due_s: int = -1  # earliest retry; 0 = none, -1 = must be looked for
-    target: int = 2 * CLAIMED_MIN
+    target: int = 0
     used: int = 0
     starved: bool = False
     in_flight: int = 0
@@ -130,7 +131,7 @@ class Lease:
 
     def claim(self, now_s: int) -> None:
         """Claim what the next two intervals need; they may be sent once `durable` says so."""
-        self.target = next_target(self.target, self.used, starved=self.starved)
+        self.target = next_target(self.target, self.used, starved=self.starved, gated=self.gated)
         self.used, self.starved = 0, False
         want = self.target - self.claimed
         if self.rows_max:

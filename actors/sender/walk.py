@@ -85,21 +85,39 @@ class Walk:
     # Which leases have something to send.
 
     def activate(self, lease: Lease) -> Pool | None:
-        """Let a lease take turns, if it has rows ready and may send now; the pool it stands in."""
-        if lease.lanes is None and lease.ready and not lease.stopping:
-            if lease.gated and not self._granted(lease):
+        """Let a lease take turns, if it has rows ready and may send now; the pool it stands in.
+
+        A gated lease's slices are looked after whether it has rows or not: what lapses goes back at once.
+        """
+        if lease.stopping:
+            return None
+        index = lease.relay
+        if lease.gated:
+            if not self._granted(lease):
+                self.deactivate(lease)
                 return None
-            pool = self.pools[lease.pace.relay if lease.gated else lease.relay]
+            index = lease.pace.relay
+        pool = self.pools[index]
+        if lease.lanes is not pool.lanes:
+            self.deactivate(lease)
+            if not lease.ready:
+                return None
             pool.lanes.append(lease)
             lease.lanes = pool.lanes
-            return pool
-        return None
+        return pool
 
     def deactivate(self, lease: Lease) -> None:
         """Take a lease out of the turns."""
         if lease.lanes is not None:
             lease.lanes.remove(lease)
             lease.lanes = None
+
+    def return_grants(self, lease: Lease) -> None:
+        """Give back everything that was granted and not spent, slices not yet looked at too."""
+        unspent = lease.pace.drop()
+        while (piece := self._next_slice(self._row, lease.offer.slot)) is not None:
+            unspent += piece.n
+        lease.grant_words[grants.RETURNED] += unspent
 
     def pump(self, pool: Pool) -> None:
         """Give work to the connections that wait for some."""

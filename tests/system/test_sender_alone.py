@@ -24,6 +24,7 @@ from shm.live.suppressed import REMOVE
 
 if TYPE_CHECKING:  # pytest itself imports these, as plugins
     from tests.fixtures.lone_sender import LoneSender, StartLone
+    from tests.fixtures.postfix import RunningPostfix
     from tests.fixtures.sink import StartSink
 
 pytest_plugins = ["tests.fixtures.lone_sender"]
@@ -153,7 +154,7 @@ def test_who_is_suppressed_while_the_lease_runs_is_not_mailed(sink: StartSink, l
     lone = lone_sender(relay)
     lone.campaign(7, people(40))
     number = lone.offer(7, gated=True)
-    lone.wait(lambda: lone.grants.read(ROW, 0)[3] >= 40, "all wanted")
+    lone.wait(lambda: lone.grants.read(ROW, 0)[3] >= 8, "8 wanted")
     spend(lone, number, 10)
     lone.suppress(*people(40)[20:])
     spend(lone, number, 20)
@@ -168,7 +169,7 @@ def test_a_gated_lease_spends_grants_and_nothing_else(sink: StartSink, lone_send
     lone = lone_sender(relay)
     lone.campaign(7, people(100))
     number = lone.offer(7, gated=True)
-    lone.wait(lambda: lone.grants.read(ROW, 0)[3] >= 64, "64 wanted")
+    lone.wait(lambda: lone.grants.read(ROW, 0)[3] >= 8, "8 wanted")
     assert relay.counts()["messages"] == 0
     lone.grant(number, 5, first_ns=time.monotonic_ns() - 10**9)  # lapsed long ago
     lone.wait(lambda: lone.grants.read(ROW, 0)[2] == 5, "5 returned")
@@ -201,7 +202,7 @@ def test_a_slice_with_steps_is_never_ahead_of_its_times(sink: StartSink, lone_se
     lone = lone_sender(sink(), settings={"engine": {"trace": True}})
     lone.campaign(7, people(20))
     number = lone.offer(7, gated=True)
-    lone.wait(lambda: lone.grants.read(ROW, 0)[3] >= 20, "20 wanted")
+    lone.wait(lambda: lone.grants.read(ROW, 0)[3] >= 8, "8 wanted")
     first_ns, step_ns = time.monotonic_ns() + 20_000_000, 20_000_000
     lone.grant(number, 20, first_ns=first_ns, step_ns=step_ns)
     assert lone.wait_done(number).sent == 20
@@ -214,7 +215,7 @@ def test_a_gap_is_kept_between_any_two_attempts(sink: StartSink, lone_sender: St
     lone = lone_sender(sink(), settings={"engine": {"trace": True}})
     lone.campaign(7, people(60))
     number = lone.offer(7, gated=True)
-    lone.wait(lambda: lone.grants.read(ROW, 0)[3] >= 60, "60 wanted")
+    lone.wait(lambda: lone.grants.read(ROW, 0)[3] >= 8, "8 wanted")
     gap_ns = 1_000_000
     spend(lone, number, 60, gap_ns)
     assert lone.wait_done(number).sent == 60
@@ -335,6 +336,25 @@ def test_a_lock_step_relay_is_served_too(sink: StartSink, lone_sender: StartLone
     counts = lone.wait_done(lone.offer(7))
     assert counts.sent + counts.bounced == 300
     assert lone.relays.use(ROW, 0).mode == 1
+
+
+@pytest.mark.parametrize("tls", ["required", "implicit"])
+def test_postfix_is_served_over_tls_with_a_login(postfix: RunningPostfix, lone_sender: StartLone, tls: str) -> None:
+    """STARTTLS or implicit TLS, AUTH, PIPELINING, refusals: a real relay takes a shard."""
+    port = postfix.port if tls == "required" else postfix.tls_port
+    login = {"username": postfix.username, "password": postfix.password}
+    lone = lone_sender(SimpleNamespace(host=postfix.host, port=port), tls=tls, ca_file=str(postfix.ca_file), **login)
+    lone.campaign(7, [*people(60), "bounce@example.com", "defer@example.com", *people(60, "more")])
+    counts = lone.wait_done(lone.offer(7))
+    assert (counts.sent, counts.bounced, counts.deferred) == (120, 1, 1), lone.faults.read()
+    assert lone.relays.use(ROW, 0).mode == 2
+
+
+def test_messages_larger_than_the_sockets_buffers_arrive(postfix: RunningPostfix, lone_sender: StartLone) -> None:
+    """A big message fills the socket: nothing is written to a transport that still holds bytes, and all arrive."""
+    lone = lone_sender(SimpleNamespace(host=postfix.host, port=postfix.port))
+    lone.campaign(7, people(20), text="x" * 70 + "\n" + ("y" * 76 + "\n") * 20_000)
+    assert lone.wait_done(lone.offer(7)).sent == 20
 
 
 def test_drain_gives_the_leases_back_and_says_bye(sink: StartSink, lone_sender: StartLone) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from actors.message.compose import Composer
 from actors.sender import record
-from actors.sender.lease import CLAIMED_MAX, CLAIMED_MIN, Lease, Offer, next_target
+from actors.sender.lease import CLAIMED_MAX, CLAIMED_MIN, CLAIMED_MIN_GATED, Lease, Offer, next_target
 from actors.sender.pace import Gap, Pace
 from actors.sender.retry import RetryPolicy
 from actors.smtp.reply import Reply
@@ -99,11 +99,12 @@ def state(lease: Lease, row: int) -> States:
 
 def test_the_target_follows_two_intervals_within_bounds() -> None:
     """Twice what an interval used, doubled when it starved, let down gently, never beyond the bounds."""
-    assert next_target(128, 400, starved=False) == 800
-    assert next_target(400, 100, starved=True) == 800
-    assert next_target(400, 10, starved=False) == 300
-    assert next_target(CLAIMED_MIN, 0, starved=False) == CLAIMED_MIN
-    assert next_target(CLAIMED_MAX, 10**6, starved=True) == CLAIMED_MAX
+    assert next_target(128, 400, starved=False, gated=False) == 800
+    assert next_target(400, 100, starved=True, gated=False) == 800
+    assert next_target(400, 10, starved=False, gated=False) == 300
+    assert next_target(CLAIMED_MIN, 0, starved=False, gated=False) == CLAIMED_MIN
+    assert next_target(0, 0, starved=False, gated=True) == CLAIMED_MIN_GATED
+    assert next_target(CLAIMED_MAX, 10**6, starved=True, gated=False) == CLAIMED_MAX
 
 
 def test_a_row_is_ready_only_after_a_sync_that_began_after_its_claim(make_lease: MakeLease) -> None:
