@@ -30,7 +30,8 @@ from actors.loader.recipients import Batch
 __all__ = ["BATCH_ROWS", "HELD_ROWS", "Aside"]
 
 HELD_ROWS: Final = 1 << 16  # rows in memory: some 10 MB
-BATCH_ROWS: Final = 20_000  # rows that come back at once, at least, so that a transaction is worth its wait
+HELD_BYTES: Final = 32 << 20  # of wide rows fewer are held
+BATCH_ROWS: Final = 20_000  # rows that come back at once, so that a transaction is worth its wait for the disk
 PART_BITS: Final = 11
 PARTS: Final = 1 << PART_BITS
 
@@ -51,6 +52,7 @@ class Aside:
         self._held = held
         self._rows: Packed = []
         self._keys: list[bytes] = []
+        self._bytes = 0
         self._repeated = 0  # rows that are not in the file, since one of their key went into it with them
         self._part_of: list[npt.NDArray[np.uint16]] = []
         self._numbers: dict[Names, int] = {}
@@ -58,7 +60,7 @@ class Aside:
         self._fields_heads = Entries(b"", bytes_header)
         self._file: IO[bytes] | None = None
         self._end = 0
-        self._spills: list[npt.NDArray[np.int64]] = []  # of each, where its parts begin in the file, and its end
+        self._spills: list[tuple[int, npt.NDArray[np.uint32]]] = []  # where it begins, and from there its parts
         self._sizes = np.zeros(PARTS, np.int64)  # rows
         self.names: list[Names] = []
         self.rows = 0
@@ -81,12 +83,14 @@ class Aside:
             batch.records,
             strict=True,
         )
-        self._rows += map(b"".join, parts)
+        rows = list(map(b"".join, parts))
+        self._rows += rows
+        self._bytes += sum(map(len, rows))
         self._keys += keys
         first_two = octets.view(">u2")[:, 0]  # parts in order are keys in order
         self._part_of.append((first_two >> (16 - PART_BITS)).astype(np.uint16))
         self.rows += len(keys)
-        if len(self._rows) >= self._held:
+        if len(self._rows) >= self._held or self._bytes >= HELD_BYTES:
             self._spill()
 
     def parts(self) -> Iterator[tuple[list[Row], int]]:
@@ -102,9 +106,9 @@ class Aside:
             rows, again = _sorted(_unpack(self._read(part), int(self._sizes[part])))
             waiting += rows
             repeated += again
-            if len(waiting) >= BATCH_ROWS:
-                yield waiting, repeated
-                waiting, repeated = [], 0
+            while len(waiting) >= BATCH_ROWS:
+                yield waiting[:BATCH_ROWS], repeated
+                waiting, repeated = waiting[BATCH_ROWS:], 0
         yield waiting, repeated
 
     def close(self) -> None:
@@ -140,18 +144,19 @@ class Aside:
         np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
         self._file.write(b"".join(rows))
         self._file.flush()
-        self._spills.append(self._end + offsets[np.concatenate(([0], np.cumsum(sizes)))])
+        self._spills.append((self._end, offsets[np.concatenate(([0], np.cumsum(sizes)))].astype(np.uint32)))
         self._end += int(offsets[-1])
         self._sizes += sizes
         self._rows = []
+        self._bytes = 0
         self._keys = []
         self._part_of = []
 
     def _read(self, part: int) -> bytes:
         assert self._file is not None
         descriptor = self._file.fileno()
-        extents = [(int(begins[part]), int(begins[part + 1])) for begins in self._spills]
-        return b"".join(os.pread(descriptor, end - begin, begin) for begin, end in extents)
+        extents = [(start, int(begins[part]), int(begins[part + 1])) for start, begins in self._spills]
+        return b"".join(os.pread(descriptor, end - begin, start + begin) for start, begin, end in extents)
 
 
 def _unpack(packed: bytes, number: int) -> list[Row]:

@@ -26,6 +26,7 @@ from shm.files.shard import GROUP_OTHER, ShardWriter
 __all__ = ["SHARD_ROWS_MAX", "Planned", "ShardFeed", "shard_rows"]
 
 SHARD_ROWS_MAX: Final = 10_000
+SHARD_BYTES_MAX: Final = 8 << 20  # of wide rows a shard holds fewer: it is mapped, and here in memory until written
 SHARD_ROWS_STEP: Final = 1_000
 SHARDS_A_SENDER: Final = 4  # of one size, before they grow by a step
 THREADS: Final = 4  # they wait for the disk, not for the processor
@@ -70,7 +71,8 @@ class ShardFeed:
             some = records[at : at + room]
             self._writer.add_many(keys[at : at + len(some)].tobytes(), some)
             at += len(some)
-            if self._writer.rows == self._rows_max:
+            self._bytes += sum(map(len, some))
+            if self._writer.rows == self._rows_max or self._bytes >= SHARD_BYTES_MAX:
                 self._cut()
 
     def seal(self, duplicates: RowNumbers, suppressed: RowNumbers, now_s: int) -> None:
@@ -92,6 +94,7 @@ class ShardFeed:
 
     def _next_writer(self, number: int) -> ShardWriter:
         self._rows_max = shard_rows(number - 1, self._senders)
+        self._bytes = 0
         path = self._state.shard(self._campaign, number)
         return ShardWriter(path, instance=self._instance, campaign=self._campaign, shard=number, group=GROUP_OTHER)
 

@@ -160,6 +160,14 @@ def test_first_shards_are_small_so_that_all_senders_have_work(bench: Bench) -> N
     assert [fields["_line"] for fields, _ in found] == list(range(2, 10_502))
 
 
+def test_wide_rows_make_smaller_shards(bench: Bench) -> None:
+    """A shard is bounded in bytes too, so that wide rows cost no more memory than narrow ones."""
+    rows = "".join(f"user{number}@example.com,{'x' * 60_000}\n" for number in range(300))
+    result = bench.snapshot(bench.write("email,first_name\n" + rows))
+    assert sum(count for _, _, count in result["shards"]) == 300
+    assert all(count < 160 for _, _, count in result["shards"])
+
+
 def test_many_rows_take_the_way_over_the_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With more keys than fit in memory the same rows are duplicates, and no scratch file is left."""
     monkeypatch.setattr(duplicates.DuplicateFinder.__init__, "__defaults__", (100,))
