@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from broker.rates import Grant, Rates
@@ -172,7 +174,7 @@ def test_limits_changed_all_the_time_hold_while_they_stand() -> None:
         assert len(stood) >= 0.97 * per_second * 0.9 - 1
 
 
-def test_long_windows_grant_only_what_is_reserved_on_disk(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_long_windows_grant_only_what_is_reserved_on_disk(tmp_path: Path) -> None:
     """No token of an hour's limit before the first reserve is synced, and never more than is."""
     table = Rates()
     file = WindowFile.open(
@@ -203,3 +205,36 @@ def test_a_turn_waits_for_the_tokens_of_the_one_before() -> None:
     (grant,) = table.tick(NOW + 65 * MS)
     assert (grant.lease, grant.gap_ns) == (2, 10 * MS)
     assert grant.first_ns >= NOW + 75 * MS
+
+
+def reopened(path: Path, limits: Limits, boot: str, now: int) -> tuple[Rates, WindowFile]:
+    """The table of a broker that finds this window file, with one lease that wants 1,000."""
+    file = WindowFile.open(path, instance="ab" * 16, owner="c", boot_id=boot, mono_ns=now, wall_ns=now)
+    table = Rates()
+    table.add_owner("c", limits, file, now)
+    table.open_lease(1, ["c"], now)
+    table.want(1, 1000)
+    return table, file
+
+
+def test_a_bucket_is_empty_after_an_engine_restart(tmp_path: Path) -> None:
+    """A new broker grants only what flows in from its start on, however long the old one was gone."""
+    limits = Limits(per_second=100, burst=50)
+    table, file = reopened(tmp_path / "c", limits, "one", NOW)
+    assert tokens(table.tick(NOW)) == 50
+    file.close()
+    table, file = reopened(tmp_path / "c", limits, "one", NOW + 100 * S)
+    (grant,) = table.tick(NOW + 100 * S)
+    assert (grant.n, grant.first_ns) == (4, NOW + 100 * S + 10 * MS)
+    file.close()
+
+
+def test_a_minute_starts_as_used_up_after_a_power_loss(tmp_path: Path) -> None:
+    """Nothing tells what was sent in the last minute, so it counts as full; the next one is free."""
+    limits = Limits(per_minute=50)
+    reopened(tmp_path / "c", limits, "one", NOW)[1].close()
+    table, file = reopened(tmp_path / "c", limits, "two", NOW)
+    assert table.tick(NOW) == []
+    assert table.tick(NOW + 60 * S) == []
+    assert tokens(table.tick(NOW + 61 * S)) == 50
+    file.close()

@@ -126,6 +126,8 @@ def test_after_a_power_loss_all_that_was_reserved_counts_as_spent_now(tmp_path: 
     later = open_file(path, boot="boot-2", mono=5 * S, wall=WALL + 3000 * S)
     assert (later.found, later.outstanding, later.spent_total) == (Found.POWER_LOST, 0, 130)
     assert (later.hour.total, later.day.total, later.minute.total) == (130, 130, 100)
+    later.hour.advance(5 * S + 600 * S - 1)
+    assert later.hour.total == 130, "the thirty are not an hour old yet"
     later.hour.advance(5 * S + 630 * S)
     assert later.hour.total == 100, "the thirty are an hour old by now"
     later.close()
@@ -165,3 +167,23 @@ def test_a_file_of_another_owner_instance_or_version_is_refused(tmp_path: Path) 
     path.write_bytes(data[:4096])
     with pytest.raises(FileDamaged):
         open_file(path)
+
+
+def test_a_snapshot_torn_by_the_power_loss_is_not_believed(tmp_path: Path) -> None:
+    """If only one page of the latest snapshot reached the disk, the one before it tells what was reserved."""
+    path = tmp_path / "c"
+    file = open_file(path)
+    file.chunk = 100
+    file.reserve(NOW, WALL)
+    file.sync()
+    file.grant(80)
+    file.settle(NOW, 80, 0)
+    synced = path.read_bytes()
+    file.reserve(NOW, WALL)
+    file.close()
+    torn = bytearray(path.read_bytes())
+    torn[24576:] = synced[24576:]  # the second page of the second place, which the day's last parts reach into
+    torn[24576] ^= 1
+    path.write_bytes(torn)
+    later = open_file(path, boot="boot-2", mono=5 * S, wall=WALL + 10 * S)
+    assert (later.spent_total, later.hour.total, later.day.total) == (100, 100, 100)
