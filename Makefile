@@ -38,11 +38,11 @@ lint: $(STAMP) ## Check style, types and the floors of the house
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m actors.smtp.outcome_page --check
+	@$(BIN)/python -m actors.smtp.pages --check docs/smtp.md
 	@$(BIN)/python -m broker.contract.protocol_page --check
 
 docs: $(STAMP) ## Write the generated parts of docs/ anew
-	@$(BIN)/python -m actors.smtp.outcome_page --write
+	@$(BIN)/python -m actors.smtp.pages docs/smtp.md
 	@$(BIN)/python -m broker.contract.protocol_page --write
 
 bench: $(STAMP) ## Measure: each benchmark beside its yardstick, in one run

@@ -25,7 +25,7 @@ def health(engine: "Engine") -> tuple[str, list[str]]:
     reasons = []
     for slot in engine.supervisor.slots:
         state = engine.supervisor.state(slot)
-        if state != "ready":
+        if state in ("hung", "dead") and slot.generation:  # one that is just starting is no fault
             reasons.append(f"{slot.name} is {state}")
     reasons += [f"relay {view.name} is {view.state}: {view.reason}" for view in engine.relays.views() if view.reason]
     for campaign in engine.campaigns.running.values():

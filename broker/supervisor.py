@@ -26,6 +26,7 @@ __all__ = ["Slot", "Supervisor"]
 
 SILENCE_S = 5.0  # a loop that beats every 100 ms and was not heard for this long hangs
 STARTING_S = 30.0  # imports and attaching on a cold, busy machine
+SENDERS_FIRST_S = 2.0  # the other actors start when the senders are ready, or after this at the latest
 STACK_S = 1.0  # between asking for the stack and SIGKILL
 CRASH_LOOP_S = 10.0  # two deaths within this time are a loop
 BACKOFF_S_MAX = 30.0
@@ -80,13 +81,17 @@ class Supervisor:
         self.stopping = False
 
     def start(self) -> None:
-        """Start all actors at once."""
+        """Start the senders; the others follow when these are ready, so that a user waits for fewer imports."""
+        now = time.monotonic()
         for slot in self.slots:
-            self._spawn(slot, time.monotonic())
+            if slot.kind == "sender":
+                self._spawn(slot, now)
+            else:
+                slot.not_before = now + SENDERS_FIRST_S
 
     def ready(self) -> bool:
-        """Whether every actor has said that it is ready."""
-        return all(slot.was_ready for slot in self.slots)
+        """Whether every sender has said that it is ready."""
+        return all(slot.was_ready for slot in self.slots if slot.kind == "sender")
 
     def senders(self) -> list[Slot]:
         """Senders that may be given leases now."""
@@ -112,7 +117,7 @@ class Supervisor:
         for slot in self.slots:
             child = slot.child
             if child is None:
-                if not self.stopping and now >= slot.not_before:
+                if not self.stopping and (now >= slot.not_before or (not slot.generation and self.ready())):
                     self._spawn(slot, now)
                 continue
             if child.exit_status is not None:
