@@ -38,6 +38,9 @@ __all__ = ["Walk"]
 
 ATTEMPT: Final = struct.Struct("<qq")  # trace: monotonic ns, lease number
 COALESCE_NS: Final = 1_000_000  # tokens without a gap are not woken for more often than this
+# Under a gap the sender wakes this much early, composes, and spins to the time: a gap of 1 ms then takes 1.05 ms and
+# not 1.25 (measured).  The loop stands still meanwhile, a tenth of the gap at most where it matters.
+AHEAD_NS: Final = 150_000
 
 _CLAIMED: Final = int(States.CLAIMED)
 _OK: Final = Event.OK
@@ -154,10 +157,8 @@ class Walk:
 
     def _next(self, lease: Lease, connection: Connection) -> bytes | None:
         """One message of a lease, recorded as SENDING; None if the lease or its next row is passed over."""
-        if lease.gated and not (self._granted(lease) and self.pools[lease.pace.relay] is connection.pool):
+        if lease.gated and not self._may_use(lease, connection.pool):
             self.deactivate(lease)
-            if lease.pace.left:
-                self._alarm.at(lease.pace.due_ns())
             return None
         if not lease.ready:
             self.deactivate(lease)
@@ -174,6 +175,11 @@ class Walk:
         except (ComposeError, MissingField) as error:
             record.not_composed(lease, row, str(error), now_s)
             return None
+        now_ns = _monotonic_ns()
+        if lease.gated:
+            due_ns = lease.pace.due_ns()
+            while now_ns < due_ns:
+                now_ns = _monotonic_ns()
         offer = lease.offer
         if self._suppressions() != self.suppressions_seen or self._order(self._row, offer.slot) != lease.order_word:
             lease.ready.appendleft(row)
@@ -185,7 +191,6 @@ class Walk:
             return None
         params = connection.features.params(data, smtputf8=smtputf8)
         number = self._number = self._number + 1
-        now_ns = _monotonic_ns()
         if lease.gated:
             words = lease.grant_words
             words[grants.SPENT_NS] = now_ns
@@ -210,6 +215,15 @@ class Walk:
         if self._order(self._row, lease.offer.slot) != lease.order_word:
             self._reorder(lease)
 
+    def _may_use(self, lease: Lease, pool: Pool) -> bool:
+        """Whether a gated lease may send a message through this relay now."""
+        if not self._granted(lease):
+            return False
+        if self.pools[lease.pace.relay] is pool:
+            return True
+        self._alarm.at(_monotonic_ns())  # its next turn is in another pool
+        return False
+
     def _granted(self, lease: Lease) -> bool:
         """Whether a gated lease may send a message now; if it may later, the alarm is set.  Returns what lapsed."""
         pace = lease.pace
@@ -219,10 +233,11 @@ class Walk:
             if lapsed:
                 lease.grant_words[grants.RETURNED] += lapsed
             due_ns = pace.due_ns()
-            if due_ns <= now_ns:
+            ahead_ns = AHEAD_NS if pace.gap_ns else 0
+            if due_ns <= now_ns + ahead_ns:
                 return True
             if pace.left:
-                self._alarm.at(due_ns if pace.gap_ns else max(due_ns, now_ns + COALESCE_NS))
+                self._alarm.at(due_ns - ahead_ns if ahead_ns else max(due_ns, now_ns + COALESCE_NS))
                 return False
             piece = self._next_slice(self._row, lease.offer.slot)
             if piece is None:
