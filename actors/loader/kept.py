@@ -19,7 +19,7 @@ import numpy as np
 from actors.loader.packing import Entries, line_prefixes, map_header
 from actors.loader.recipients import Batch, lacking
 from broker.contract.errors import EcmError
-from broker.store.audience import ADDRESS_FIELD, AudienceStore, Stored
+from broker.store.audience import ADDRESS_FIELD, AudienceStore, Stored, show
 
 __all__ = ["ListAudience"]
 
@@ -29,6 +29,7 @@ class ListAudience:
 
     def __init__(self, path: Path, name: str) -> None:
         """Raises EcmError unknown_list, io_failed."""
+        show(path, name)  # before anything would be made: who asks for a list that is not there changes nothing
         self._store = AudienceStore.open(path)
         try:
             self._list = self._store.get(name)

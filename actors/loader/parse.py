@@ -260,7 +260,7 @@ class _Uneven:
         begin = start
         while begin < self._count and self._dirty[begin]:
             feed = _Feed(self._text, begin)
-            for row in self._reader(feed, begin):
+            for row in self._reader(feed):
                 if row is None or (feed.ran_out and self._final):
                     reason = "a quoted cell that never ends, or a stray carriage return"
                     self._reject(begin, begin + 1, reason)
@@ -274,7 +274,7 @@ class _Uneven:
                     break
         return begin, False
 
-    def _reader(self, feed: _Feed, _begin: int) -> Iterator[list[str] | None]:
+    def _reader(self, feed: _Feed) -> Iterator[list[str] | None]:
         """Rows as the csv module reads them; None, and then no more, where it gives up."""
         reader = csv.reader(feed, delimiter=self._header.delimiter)
         while True:

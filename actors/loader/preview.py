@@ -53,6 +53,7 @@ class Checks:
         self._date_s = date_s
         self._faults: dict[tuple[str, str | None], _Fault] = {}
         self._samples: list[tuple[dict[str, Any], bytes]] = []
+        self._messages: list[EmailMessage] = []  # composed of the samples, by `finish`
         self.wanted: frozenset[str] = composer.names
 
     def look(self, batch: Batch) -> None:
@@ -86,16 +87,16 @@ class Checks:
         return errors
 
     def warnings(self) -> list[str]:
-        """What may be meant so but seldom is."""
+        """What may be meant so but seldom is. After `finish`."""
         found = rate_warnings(self._spec.get("rate") or {})
         url = self._spec.get("unsubscribe_url")
         if not url and self._spec.get("kind") != "transactional":
             found.append(
                 "[unsubscribe] has no url: one-click List-Unsubscribe-Post is not sent, which Gmail and Yahoo ask for"
             )
-        message = self._message(0)
-        if message is None:
+        if not self._messages:
             return found
+        message = self._messages[0]
         parts = [part for part in message.walk() if part.get_content_maintype() == "text"]
         if not any(part.get_content_subtype() == "plain" for part in parts):
             found.append("no text part: filters and some readers want one (`text = ...`)")
@@ -132,11 +133,18 @@ class Checks:
         return None
 
     def _sample_errors(self) -> list[EcmError]:
-        """Faults that any two recipients show."""
-        try:
-            links = [_link(message) for message in (self._message(0), self._message(1)) if message is not None]
-        except ComposeError as error:
-            return [EcmError("invalid_value", f"the message cannot be made: {error}", file=self._file)]
+        """Faults that any two recipients show. One whom no message can be made for stops nobody else's."""
+        failed: list[ComposeError] = []
+        for fields, key in self._samples:
+            try:
+                data = self._composer.compose(fields, key, self._date_s).data
+            except ComposeError as error:
+                failed.append(error)
+            else:
+                self._messages.append(message_from_bytes(data, _class=EmailMessage, policy=policy.SMTPUTF8))
+        if failed and not self._messages:
+            return [EcmError("invalid_value", f"the message cannot be made: {failed[0]}", file=self._file)]
+        links = [_link(message) for message in self._messages]
         if len(links) == 2 and links[0] and links[0] == links[1]:
             return [
                 EcmError(
@@ -147,14 +155,6 @@ class Checks:
                 )
             ]
         return []
-
-    def _message(self, sample: int) -> EmailMessage | None:
-        """The composed message of one of two recipients, None if there are not as many."""
-        if sample >= len(self._samples):
-            return None
-        fields, key = self._samples[sample]
-        data = self._composer.compose(fields, key, self._date_s).data
-        return message_from_bytes(data, _class=EmailMessage, policy=policy.SMTPUTF8)
 
 
 def rate_warnings(rate: dict[str, Any]) -> list[str]:

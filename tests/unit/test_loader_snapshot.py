@@ -234,6 +234,14 @@ def test_unsubscribe_url_must_differ_between_recipients(bench: Bench) -> None:
     assert bench.snapshot(bench.write("email,first_name,town\na@b.cc,Ann,Ulm\nc@d.ee,Bob,Bonn\n"))["audience"] == 2
 
 
+def test_one_impossible_recipient_stops_nobody_else(bench: Bench) -> None:
+    """If a message can be made for one of two sample recipients the other is the sender's to fail."""
+    bench.url = "https://example.com/u?e={{ email }}&x={{ town }}"
+    lines = f"a@b.cc,Ann,{'x' * 2_000}\n"
+    assert bench.fails(bench.write("email,first_name,town\n" + lines)).message.startswith("the message cannot be made")
+    assert bench.snapshot(bench.write("email,first_name,town\n" + lines + "c@d.ee,Bob,Ulm\n"))["audience"] == 2
+
+
 def test_template_that_does_not_compile_is_told_before_the_file_is_read(bench: Bench) -> None:
     """A syntax error names the template and its line."""
     bench.text = "one\n{% if %}\n"
@@ -374,6 +382,7 @@ def test_members_without_a_field_are_counted(bench: Bench) -> None:
 def test_unknown_or_empty_list_is_an_error(bench: Bench) -> None:
     """A list that does not exist, and one nobody is subscribed to, are told apart."""
     assert bench.fails(audience="nobody").code == "unknown_list"
+    assert not bench.state.audience_db.exists()
     fill_list(bench, "people", "email,first_name\nann@example.com,Ann\n")
     unsubscribe({"list": "people", "address": "ann@example.com"}, print, lambda: False, state=bench.state, now_s=NOW_S)
     assert bench.fails(audience="people").code == "no_recipients"
