@@ -16,17 +16,30 @@ from broker.contract.paths import StateDir
 from broker.running import Lease
 from shm.files.ledger import Counts, Ledger, Policy
 
-__all__ = ["Custody", "Returned"]
+__all__ = ["CLEARED_ROWS", "SUSPECT_DEATHS", "Custody", "Returned", "deaths_after"]
 
-POISON_DEATHS = 3  # the third death, under a lease that goes a row at a time, convicts the row in flight
+SUSPECT_DEATHS = 2  # a shard whose holders died this often is leased alone, a row at a time
+POISON_DEATHS = 3  # one more death under such a lease convicts the row in flight
+CLEARED_ROWS = 256  # a row that kills is among the first a new holder takes up: after so many attempts it is not there
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What a shard came to when its lease ended."""
+    """What a shard came to when its lease ended. deaths: suspicious ones so far, this one included."""
 
     counts: Counts
-    progressed: bool
+    deaths: int
+
+
+def deaths_after(deaths: int, attempted: int, *, dead: bool) -> int:
+    """Suspicious deaths over a shard, `deaths` before a lease under which so many messages were attempted.
+
+    A holder that made progress and came back clears it. One that died is the shard's doing only if it died early: a
+    process that is killed from outside, even several times, must not make a shard of 10,000 rows crawl.
+    """
+    if not dead:
+        return 0 if attempted else deaths
+    return 1 if attempted >= CLEARED_ROWS else deaths + 1
 
 
 class Custody:
@@ -55,10 +68,11 @@ class Custody:
 
     def settle(self, lease: Lease, *, dead: bool, now_s: int) -> Returned:
         """Bring a returned or orphaned ledger to rest and read what it came to."""
-        before = lease.shard.counts
+        attempted = lease.ledger.count().attempts - lease.shard.counts.attempts
+        deaths = deaths_after(lease.shard.deaths, attempted, dead=dead)
         policy: Policy = "hold" if lease.campaign.cancelling else lease.campaign.uncertain
         if dead:
-            poison = lease.shard.deaths >= POISON_DEATHS
+            poison = deaths >= POISON_DEATHS
             found = lease.ledger.recover(power_lost=False, policy=policy, now_s=now_s, poison=poison)
             log.warning(
                 "shard recovered", campaign=lease.campaign.id, shard=lease.shard.number,
@@ -69,8 +83,7 @@ class Custody:
             lease.ledger.recover(power_lost=True, policy=policy, now_s=now_s)
         if lease.campaign.cancelling:
             lease.ledger.cancel_idle(now_s)
-        counts = lease.ledger.summary() or lease.ledger.count()
-        return Returned(counts, counts.attempts > before.attempts)
+        return Returned(lease.ledger.summary() or lease.ledger.count(), deaths)
 
     def _rewrite(self, lease: Lease) -> None:
         """Put the rows of a ledger whose holder met a failing disk into a new file."""

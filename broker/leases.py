@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from broker.custody import Custody, Returned
+from broker.custody import CLEARED_ROWS, SUSPECT_DEATHS, Custody, Returned
 from broker.running import Lease, Phase, Running, ShardState
 from shm.files.durable import FileFault
 from shm.live.counters import CounterTable
@@ -25,7 +25,6 @@ from shm.live.leases import LeaseTable, pack_order
 __all__ = ["CANCEL", "RETURN", "RUN", "Leases", "Pacing", "Totals"]
 
 RUN, RETURN, CANCEL = 1, 2, 3
-SUSPECT_DEATHS = 2  # a shard whose holders died this often is leased alone, a row at a time
 DISK_RETRY_S = 2.0  # between tries to write what a failing disk did not take
 
 _T = TypeVar("_T")
@@ -148,11 +147,22 @@ class Leases:
         """Leases whose holder says it is done with them; each is named once."""
         done = []
         for lease in self.open.values():
-            if lease.shard.phase is Phase.LEASED and self._table.acknowledged(lease.row, lease.slot)[1] == lease.number:
+            if lease.shard.phase is not Phase.LEASED:
+                continue
+            if self._table.acknowledged(lease.row, lease.slot)[1] == lease.number:
                 lease.shard.phase = Phase.BUSY
                 lease.campaign.busy += 1
                 done.append(lease)
+            elif lease.shard.deaths >= SUSPECT_DEATHS and lease.action == RUN:
+                self._acquit(lease)
         return done
+
+    def _acquit(self, lease: Lease) -> None:
+        """End the row at a time of a shard that has come past the rows under suspicion."""
+        row = self._counters.read(lease.row, lease.slot)
+        if row is not None and row[0] == lease.number and row[1].attempted >= CLEARED_ROWS:
+            lease.shard.deaths = 0
+            self.order(lease, RUN)
 
     def holder_died(self, row: int) -> list[Lease]:
         """The holder of `row` is proven dead: its offers are wiped before another process may read them.
@@ -172,11 +182,8 @@ class Leases:
         assert shard.phase is Phase.BUSY, "`poll` or `holder_died` took it off its holder"
         self._fold(lease)
         self._pacing.closed(lease, dead=dead)
-        if dead:
-            shard.deaths += 1
         returned = await self._settled(lease, dead=dead)
-        if returned.progressed and not dead:
-            shard.deaths = 0
+        shard.deaths = returned.deaths
         self._table.free(lease.row, lease.slot)
         self._taken.discard((lease.row, lease.slot))
         del self.open[lease.number]
