@@ -14,6 +14,7 @@ import asyncio
 import shutil
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from broker.account import account_of, count_open, ended_account, rate_of
@@ -71,11 +72,14 @@ class Campaigns:
         for row in rows:
             if since_s is not None and row.finished is not None and row.finished < since_s:
                 continue
-            running = self.running.get(row.id)
-            objects.append(await self._live_account(running) if running else self._idle_account(row))
+            # Who was under way when the rows were read may have ended since, or be in memory only now.
+            under_way = row.id in self.running or row.state in ACTIVE
+            objects.append(await self.account(row.id) if under_way else self._idle_account(row))
         return objects
 
     def _idle_account(self, row: Any) -> dict[str, Any]:
+        if row.state in ACTIVE:  # its files are ready and are being taken up: till then nobody has counted them
+            row = replace(row, state="preparing")
         progress = self._engine.jobs.progress_of("snapshot", row.id) if row.state == "preparing" else None
         return ended_account(row, progress)
 
@@ -143,9 +147,8 @@ class Campaigns:
             raise
         finally:
             self._preparing.pop(number, None)
-        row = await self._engine.store_call(store_campaigns.get, number)
-        if row.state != "cancelled":
-            await self.adopt(row)
+        # Also one that was cancelled meanwhile: its people are then counted as cancelled.
+        await self.adopt(await self._engine.store_call(store_campaigns.get, number))
 
     def _snapshot_args(self, number: int, spec: CampaignSpec, relays: list[tuple[str, int]]) -> dict[str, Any]:
         return {
