@@ -89,7 +89,7 @@ class Campaigns:
         counts: Counts = await self._engine.work(lambda: count_open(settled, ledgers))
         now = time.monotonic()
         rate = rate_of(campaign.samples, now, self._engine.sent_by(campaign))
-        limit = self._engine.pacing.binding(campaign.id) if campaign.state == "running" else None
+        limit = self._engine.pacing.binding(campaign) if campaign.state == "running" else None
         return account_of(campaign, counts, rate, limit)
 
     # what is done to them

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from broker.contract.limits import Rate
+from broker.contract.log import log
 from broker.contract.paths import StateDir
 from broker.contract.settings import Settings
 from broker.contract.timefmt import rfc3339
@@ -146,17 +147,22 @@ class Pacing:
             for file in self._rates.due_reserves():
                 file.reserve(time.monotonic_ns(), self._clock.now_ns())
                 await self._work(file.sync)
+        except OSError as error:  # grants end with the reserve that is on the disk; the next round tries again
+            log.error("windows not kept", reason=error.strerror, effect="limits of an hour or more stop sending")
         finally:
             self._reserving = False
 
-    def binding(self, campaign: int) -> dict[str, Any] | None:
-        """{"name", "value", "until"} of the limit that binds a campaign now; None if none does."""
+    def binding(self, campaign: Running) -> dict[str, Any] | None:
+        """{"name", "value", "until"} of the limit that binds a campaign now, its own or a relay's, or None."""
         now = time.monotonic_ns()
-        bound = self._rates.binding(f"campaign-{campaign}", now)
-        if bound is None:
-            return None
-        until_s = (self._clock.now_ns() + bound["until_ns"] - now) / 1e9
-        return {"name": bound["name"], "value": bound["value"], "until": rfc3339(until_s)}
+        names = [self._relays[index] for index, _ in campaign.relays]
+        owners = [(f"campaign-{campaign.id}", ""), *((f"relay-{name}", f"relay.{name}.") for name in names)]
+        for owner, prefix in owners:
+            bound = self._rates.binding(owner, now)
+            if bound is not None:
+                until_s = (self._clock.now_ns() + bound["until_ns"] - now) / 1e9
+                return {"name": prefix + bound["name"], "value": bound["value"], "until": rfc3339(until_s)}
+        return None
 
     def close(self) -> None:
         """Let go of all window files; they stay where they are."""
