@@ -13,6 +13,7 @@ Mechanism only: what a conclusion means is `walk`'s to record, when to open anot
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_patience_ns",
         "_receive",
+        "_socket",
         "_transport",
         "_walk",
         "blocked",
@@ -82,6 +84,8 @@ class Connection(asyncio.Protocol):
         self.dismissed = False
         self._patience_ns = UNLIMITED
         self.used_ns = _monotonic_ns()
+        endpoint = self._transport.get_extra_info("socket")
+        self._socket = endpoint if endpoint is not None and endpoint.family != socket.AF_UNIX else None
         self._transport.set_write_buffer_limits(high=1, low=0)
 
     # What the walk asks and orders.
@@ -137,8 +141,19 @@ class Connection(asyncio.Protocol):
             self._walk.conclude(self, concluded, now_ns)
         if self.transactions.closing:
             self._hang_up(out)
-        else:
-            self._walk.refill(self, out)
+            return
+        self._walk.refill(self, out)
+        if self.flights and self.used_ns == now_ns:  # more is owed, and nothing was written that could carry an ACK
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Some of the replies have come, and we have nothing to say: let the kernel say ACK now.
+
+        A relay that writes its replies one by one under Nagle's algorithm sends the next only then, and a delayed ACK
+        would cost 40 ms a message (measured: 21 messages/s a connection instead of thousands).
+        """
+        if self._socket is not None:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _hang_up(self, out: bytes) -> None:
         """The relay said goodbye, or broke the protocol, or answered our QUIT."""
