@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -10,6 +9,8 @@ import struct
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -442,11 +443,44 @@ def test_a_lease_on_a_foreign_file_is_handed_back_with_the_reason(sink: StartSin
     assert lone.wait_done(lone.offer(8, slot=1)).sent == 3
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to make fdatasync fail")
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace to tamper with fdatasync")
+
+
+@contextmanager
+def tampered(lone: LoneSender, tmp_path: Path, what: str) -> Iterator[Path]:
+    """The sender with its fdatasync tampered with; the path is strace's record of it."""
+    out, said = tmp_path / "strace.out", tmp_path / "strace.err"
+    command = ["strace", "-f", "-ttt", "-T", "-o", str(out), "-e", "trace=fdatasync", "-e", f"inject=fdatasync:{what}"]
+    with said.open("w") as log:
+        tracer = subprocess.Popen([*command, "-p", str(lone.child.pid)], stderr=log)
+    try:
+        lone.wait(lambda: "attached" in said.read_text(), "strace attached")
+        yield out
+    finally:
+        tracer.terminate()
+        tracer.wait()
+
+
+@needs_strace
+def test_no_byte_leaves_before_the_claim_is_on_the_disk(
+    sink: StartSink, lone_sender: StartLone, tmp_path: Path
+) -> None:
+    """With a disk that takes half a second, the first message comes after the first sync has returned."""
+    relay = sink(keep=True)
+    lone = lone_sender(relay)
+    lone.campaign(7, people(5))
+    with tampered(lone, tmp_path, "delay_enter=500000") as record:
+        number = lone.offer(7)
+        lone.wait(lambda: lone.counts(7).sent == 5, "all sent")
+    first = next(line for line in record.read_text().splitlines() if "fdatasync" in line)
+    began_s = float(first.split()[1])
+    assert min(message["time"] for message in relay.messages()) >= began_s + 0.5
+    assert lone.wait_done(number).sent == 5
+
+
+@needs_strace
 def test_a_failed_sync_ends_the_lease_and_sends_nothing_that_is_not_durable(
-    sink: StartSink,
-    lone_sender: StartLone,
-    tmp_path: Path,
+    sink: StartSink, lone_sender: StartLone, tmp_path: Path
 ) -> None:
     """fdatasync says EIO: no row claimed after it is sent, the lease is handed back unclosed, the reason is told."""
     relay = sink("--latency", "2", keep=True)
@@ -454,14 +488,8 @@ def test_a_failed_sync_ends_the_lease_and_sends_nothing_that_is_not_durable(
     lone.campaign(7, people(5000))
     number = lone.offer(7)
     lone.wait(lambda: lone.counts(7).sent > 100, "some sent")
-    command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "inject=fdatasync:error=EIO", "-p", str(lone.child.pid)]
-    with (tmp_path / "strace").open("w") as log:
-        tracer = subprocess.Popen(command, stderr=log)
-    try:
+    with tampered(lone, tmp_path, "error=EIO"):
         message = lone.wait_message("lease.failed")
-    finally:
-        tracer.terminate()
-        tracer.wait()
     assert message["number"] == number
     assert "Input/output error" in message["reason"]
     counts = lone.counts(7)
