@@ -193,6 +193,7 @@ def test_ndjson_rows_become_records_with_nested_values(bench: Bench) -> None:
 
 def test_missing_column_is_told_with_count_and_first_line(bench: Bench) -> None:
     """A name that no column has is one error that says how many it concerns, and nothing is left behind."""
+    bench.text = "{{ unsubscribe_url }}"
     error = bench.fails(bench.write("email,frist_name\nann@example.com,Ann\nbob@example.com,Bob\n"))
     assert (error.code, error.field, error.count, error.line) == ("missing_field", "first_name", 2, 2)
     assert error.message == "no field `first_name`, which subject uses: 2 recipients"

@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from broker.contract.errors import EcmError
-from broker.store import audience
+from broker.store import audience, audience_merge
 from broker.store.audience import AudienceStore, Member, Merged, Names
 from broker.store.audience_schema import metadata
 from broker.store.database import open_database
@@ -101,7 +101,7 @@ def test_list_read_by_another_process_needs_no_writer(store: AudienceStore, tmp_
 
 def test_values_used_as_names_are_refused(store: AudienceStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list whose rows have ever new names ends in an error before it ends in a full disk."""
-    monkeypatch.setattr(audience, "FIELDS_MAX", 5)
+    monkeypatch.setattr(audience_merge, "FIELDS_MAX", 5)
     row = store.ensure("people", 1.0)
     members = [
         [key, text, index, msgpack.packb({f"n{index}": "x"})]
