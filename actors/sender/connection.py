@@ -43,6 +43,7 @@ class Connection(asyncio.Protocol):
     flights    messages under way, oldest first
     left       messages it may still take
     replied    messages the relay has judged
+    closed_after  messages it had judged when the relay closed it; 0 = none, or it was we who closed it
     dismissed  we said goodbye, not the relay
     waiting    whether it stands in its pool's `free`
     ended      we have closed it; only `connection_lost` is still to come
@@ -56,6 +57,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_walk",
         "blocked",
+        "closed_after",
         "dismissed",
         "ended",
         "features",
@@ -80,7 +82,7 @@ class Connection(asyncio.Protocol):
         self.blocked = False
         self.ended = False
         self.waiting = False
-        self.replied = 0
+        self.replied = self.closed_after = 0
         self.dismissed = False
         self._patience_ns = UNLIMITED
         self.used_ns = _monotonic_ns()
@@ -123,6 +125,8 @@ class Connection(asyncio.Protocol):
         if self.ended:
             return
         self.ended = True
+        if self.transactions.closing and not self.dismissed:
+            self.closed_after = self.replied  # the relay had said goodbye
         self._conclude_rest(why)
         self._transport.abort()
 
@@ -161,6 +165,7 @@ class Connection(asyncio.Protocol):
             return
         self.ended = True
         self._conclude_rest("lost")
+        self.closed_after = 0 if self.dismissed else self.replied
         if out:
             self._transport.write(out)
         self._transport.close()
@@ -176,8 +181,10 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, whoever ended it."""
-        self.ended = True
         self._conclude_rest("lost")
+        if not self.ended:
+            self.ended = True
+            self.closed_after = self.replied
         self.pool.lost(self, "" if exc is None else str(exc))
 
     def pause_writing(self) -> None:

@@ -179,6 +179,9 @@ class Pool:
             connection.waiting = False
             self.free.remove(connection)
         self._tell()
+        if connection.closed_after:
+            least = self._words[table.CLOSE_COUNT] or connection.closed_after
+            self._words[table.CLOSE_COUNT] = min(least, connection.closed_after)
         if connection.made_no_progress and not self._closed:
             self._words[table.FAILURES] += 1
             self._fail(f"the connection died before its first answer: {reason or 'closed by the relay'}")
