@@ -175,15 +175,14 @@ class Walk:
         except (ComposeError, MissingField) as error:
             record.not_composed(lease, row, str(error), now_s)
             return None
-        now_ns = _monotonic_ns()
-        if lease.gated:
-            due_ns = lease.pace.due_ns()
-            while now_ns < due_ns:
-                now_ns = _monotonic_ns()
+        now_ns = self._await_due(lease) if lease.gated else _monotonic_ns()
         offer = lease.offer
         if self._suppressions() != self.suppressions_seen or self._order(self._row, offer.slot) != lease.order_word:
             lease.ready.appendleft(row)
             self._changed(lease)
+            return None
+        if not now_ns:
+            lease.ready.appendleft(row)
             return None
         mail_from, rcpt_to, data, smtputf8 = message
         if smtputf8 and not connection.features.smtputf8:
@@ -207,6 +206,17 @@ class Walk:
         connection.left -= 1
         connection.flights.append((number, lease, row, now_ns))
         return connection.transactions.submit(number, mail_from, rcpt_to, data, params)
+
+    def _await_due(self, lease: Lease) -> int:
+        """Spin to the time of a token that is all but due; the time it is then, or 0 if the token lapsed meanwhile."""
+        pace = lease.pace
+        due_ns = pace.due_ns()
+        now_ns = _monotonic_ns()
+        while now_ns < due_ns:
+            now_ns = _monotonic_ns()
+        lapsed = pace.lapse(now_ns)
+        lease.grant_words[grants.RETURNED] += lapsed
+        return 0 if lapsed else now_ns
 
     def _changed(self, lease: Lease) -> None:
         """The broker said something since we last looked."""
