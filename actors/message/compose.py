@@ -96,6 +96,8 @@ class Composer:
         slots = {slot.key: slot for slot in _slots(spec)}
         self._templates = Templates(slots.values(), campaign_file)
         self._varying = frozenset(key for key, slot in slots.items() if has_tags(slot.source))
+        # In the order of the slots, so that of several faults the same one is always named.
+        self._rendered = [key for key in slots if key in self._varying and key not in _LINKS]
         self._static = {key: slot.source for key, slot in slots.items() if key not in self._varying}
         for key in _LINKS.keys() & self._static.keys():
             with _blaming_author(key):
@@ -195,7 +197,7 @@ class Composer:
         """Every template's text, each rendered by itself."""
         rendered = self._static.copy()
         self._render_links(rendered, context, complete)
-        for slot in self._varying - _LINKS.keys():
+        for slot in self._rendered:
             rendered[slot] = self._templates.render(slot, context, complete)
         if "html" in self._varying:
             rendered["html"] = plain_slashes(rendered["html"])
@@ -265,7 +267,7 @@ class Composer:
         bodies = {key: Body.of(slots[key].source, subtype, *frame, boundary) for (key, subtype), frame in frames}
         links = self._varying & _LINKS.keys()
         beside = bodies.keys() | (links if links != {"unsubscribe.url"} else set())
-        headers = {key: slots[key].source for key in self._varying - beside}
+        headers = {key: slot.source for key, slot in slots.items() if key in self._varying - beside}
         split = Split(headers, {key: body for key, body in bodies.items() if body is not None}, "unsubscribe.url")
         self._singly = headers.keys() - set(split.keys) - _LINKS.keys()
         if None in bodies.values():
