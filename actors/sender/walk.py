@@ -177,12 +177,12 @@ class Walk:
             return None
         now_ns = self._await_due(lease) if lease.gated else _monotonic_ns()
         offer = lease.offer
-        if self._suppressions() != self.suppressions_seen or self._order(self._row, offer.slot) != lease.order_word:
+        changed = (
+            self._suppressions() != self.suppressions_seen or self._order(self._row, offer.slot) != lease.order_word
+        )
+        if changed or not now_ns:
             lease.ready.appendleft(row)
             self._changed(lease)
-            return None
-        if not now_ns:
-            lease.ready.appendleft(row)
             return None
         mail_from, rcpt_to, data, smtputf8 = message
         if smtputf8 and not connection.features.smtputf8:
