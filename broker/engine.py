@@ -41,12 +41,14 @@ from broker.supervisor import Slot, Supervisor
 from broker.suppression import Suppression
 from shm.files.durable import FileFault
 from shm.files.ledger import Counts, Ledger
+from shm.live.heartbeat import ActorState
 
 __all__ = ["Engine"]
 
 DRAIN_S = 30.0  # how long a stop waits for what is in flight
 FAULT_S = 5.0  # how long a campaign waits after its last fault of a disk
 NOW_S = 3.0  # the same for `ctl stop --now`
+TELL_AGAIN_S = 0.1  # messages may be lost; what an actor's heartbeat says may not
 
 
 class Engine:
@@ -145,9 +147,12 @@ class Engine:
     async def _stop(self) -> None:
         for lease in self.leases.open.values():
             self.leases.order(lease, RETURN)
+        began = told = time.monotonic()
         self.actors.tell(self._alive_names(), {"type": "drain", "now": self._stop_now})
-        began = time.monotonic()
         while self.supervisor.alive():
+            if time.monotonic() - told > TELL_AGAIN_S:  # one that was still starting has not heard it
+                told = time.monotonic()
+                self.actors.tell(self._deaf_names(), {"type": "drain", "now": self._stop_now})
             if time.monotonic() - began > (NOW_S if self._stop_now else DRAIN_S):
                 log.error("actors did not end in time and were killed", names=[s.name for s in self.supervisor.alive()])
                 self.supervisor.kill_all()
@@ -261,6 +266,12 @@ class Engine:
 
     def _alive_names(self) -> list[str]:
         return [f"{s.kind}-{s.index}.{s.generation}" for s in self.supervisor.alive()]
+
+    def _deaf_names(self) -> list[str]:
+        """Actors that have not begun to drain."""
+        states = {row.row: row.state for row in self.tables.heartbeats.rows()}
+        deaf = [s for s in self.supervisor.alive() if states.get(s.row) not in (ActorState.DRAINING, ActorState.ENDED)]
+        return [f"{s.kind}-{s.index}.{s.generation}" for s in deaf]
 
     def _wake_actor(self, row: int) -> None:
         slot = self.tables.slots[row - 1]
