@@ -38,7 +38,7 @@ class Talk:
 
     def __init__(self) -> None:
         self._sending = False
-        self._retrying = False
+        self._remaining = 0
 
     def campaign(self, campaign: Mapping[str, Any]) -> None:
         """Say what is new about a campaign, if anything is."""
@@ -47,10 +47,9 @@ class Talk:
         if not self._sending:
             self._sending = True
             output.say(f"campaign {campaign['name']} is {campaign['state']}: audience {campaign['audience']:,}")
-        retrying = _only_retries(campaign)
-        if retrying and not self._retrying:
+        if _only_retries(campaign) and campaign["deferred"] != self._remaining:
+            self._remaining = campaign["deferred"]
             output.say(f"campaign {campaign['name']}: {_retries(campaign, time.time())}")
-        self._retrying = retrying
 
     def job(self, progress: Mapping[str, Any]) -> None:
         """Say nothing: the result does."""

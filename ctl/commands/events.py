@@ -17,6 +17,8 @@ __all__ = ["command"]
 TOPICS = ("engine", "actor", "campaign", "recipient", "relay", "job", "governor", "alert")
 LAST = "last"  # the event that only repeats the last number of its topic
 LOOK_MS = 500  # while nothing happens, this often it is made sure that the engine still lives
+KNOCK = "actor."  # a topic that always has a number, which is repeated each second
+KNOCK_MS = 3000
 KEYS = ("seq", "time", "topic", "event", "campaign", "data")
 
 
@@ -48,17 +50,22 @@ def _topic(text: str) -> str:
 
 
 def _follow(client: Client, topics: list[str], *, as_json: bool) -> None:
-    """Subscribe first, then ask for the numbers: an event in between is printed, never lost between the two."""
+    """Subscribe, make sure of it, ask for the numbers: from then on an event is printed or known to be missed."""
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
     socket.setsockopt(zmq.LINGER, 0)
+    wanted = tuple(topics or [""])
     try:
-        for topic in topics or [""]:
+        for topic in (*wanted, KNOCK):
             socket.subscribe(topic)
         socket.connect(ipc(client.state.events))
+        socket.poll(KNOCK_MS)  # what arrives proves that the engine knows of the subscription
         last: dict[str, int] = dict(client.request("events.snapshot")["topics"])
+        output.say(f"following {', '.join(topics) or 'everything'}; Ctrl-C ends it")
         while True:
             if socket.poll(LOOK_MS):
-                _show(codec.unpack(socket.recv_multipart()[-1]), last, as_json=as_json)
+                event = codec.unpack(socket.recv_multipart()[-1])
+                if event["topic"].startswith(wanted):
+                    _show(event, last, as_json=as_json)
             elif engine_pid(client.state) is None:
                 raise no_engine(client.state)
     finally:
