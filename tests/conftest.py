@@ -7,6 +7,7 @@ live, hence no socket of ours be bound, and no shared memory that came during th
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ pytest_plugins = [
 MARK = "EMAIL_CAMPAIGN_TEST_SESSION"
 GONE_S = 10.0  # what was just killed may take a moment on a busy machine
 
+_ARENA = re.compile(r"ecm-[0-9a-f]{12}(\.s\d+)?")
+
 _before: set[str] = set()
 
 
@@ -34,7 +37,7 @@ def pytest_sessionstart() -> None:
     """Mark what this session starts. SPT_NOENV: a process that sets its title keeps its environment readable."""
     os.environ[MARK] = secrets.token_hex(8)
     os.environ["SPT_NOENV"] = "1"
-    _before.update(names("ecm-"))
+    _before.update(_arenas())
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -64,8 +67,12 @@ def _processes() -> list[str]:
 
 def _segments() -> list[str]:
     """Segments that came during the session and that nobody has mapped: another engine's, which runs, are not ours."""
-    new = set(names("ecm-")) - _before
+    new = _arenas() - _before
     return [f"shared memory {name}" for name in sorted(new - _mapped())] if new else []
+
+
+def _arenas() -> set[str]:
+    return {name for name in names("ecm-") if _ARENA.fullmatch(name)}
 
 
 def _mapped() -> set[str]:
