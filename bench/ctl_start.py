@@ -1,0 +1,56 @@
+"""How long `ctl stats` takes beside its yardstick: `python -c 'import zmq, msgpack'`, in one run, turn by turn.
+
+    python -m bench.ctl_start [ROUNDS]
+
+Starts an engine of its own in a temporary directory. The yardstick is what any Python client pays before it can ask
+anything; the promise is at most 2.5 times that. The least time of each is compared, since whatever else runs on the
+machine only adds to them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROUNDS = 30
+LIMIT = 2.5
+
+YARDSTICK = [sys.executable, "-c", "import zmq, msgpack"]
+
+
+def main(rounds: int = ROUNDS) -> int:
+    """Measure and print. Returns 1 if the promise is not kept."""
+    place = Path(tempfile.mkdtemp(prefix="ecm-bench-", dir="/tmp"))
+    ctl = [str(Path(sys.executable).parent / "ctl"), "--state", str(place / "var")]
+    try:
+        _run([*ctl, "start"])
+        yardstick, stats = _turn_by_turn(YARDSTICK, [*ctl, "stats"], rounds)
+    finally:
+        subprocess.run([*ctl, "stop"], check=False, capture_output=True)
+        shutil.rmtree(place)
+    ratio = min(stats) / min(yardstick)
+    for name, times in (("import zmq, msgpack", yardstick), ("ctl stats", stats)):
+        print(f"{name:<20} least {min(times) * 1000:6.1f} ms   median {sorted(times)[len(times) // 2] * 1000:6.1f} ms")
+    print(f"ratio                {ratio:.2f} (at most {LIMIT}); load {os.getloadavg()[0]:.1f}")
+    return 0 if ratio <= LIMIT else 1
+
+
+def _turn_by_turn(first: list[str], second: list[str], rounds: int) -> tuple[list[float], list[float]]:
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 1):
+        for found, command in zip(times, (first, second), strict=True):
+            began = time.perf_counter()
+            _run(command)
+            found.append(time.perf_counter() - began)
+    return times[0][1:], times[1][1:]  # the first round only warms the caches
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*(int(text) for text in sys.argv[1:2])))
