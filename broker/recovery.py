@@ -9,6 +9,7 @@ Invariants
   any other is recounted from its rows, and what was in flight becomes UNCERTAIN.
 """
 
+import contextlib
 import os
 import signal
 from collections.abc import Sequence
@@ -64,7 +65,8 @@ def _kill_actors(arena_name: str) -> None:
         for row in Heartbeats(arena).rows():
             if row.pid and row.pid != os.getpid() and row.starttime and process_starttime(row.pid) == row.starttime:
                 log.warning("orphan ended", pid=row.pid, kind=row.kind)
-                os.kill(row.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it may have ended by itself in between
+                    os.kill(row.pid, signal.SIGKILL)
     finally:
         arena.close()
 

@@ -13,7 +13,8 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import uvloop
 from setproctitle import setproctitle
@@ -29,6 +30,7 @@ from broker.locks import BrokerLock
 from broker.process import stop_resource_tracker
 from broker.recovery import end_orphans
 from shm.arena import Arena
+from shm.files.durable import replace_file
 
 __all__ = ["serve"]
 
@@ -40,6 +42,7 @@ def serve(root: Path, config: Path | None, report: Report) -> None:
 
     Raises EcmError for anything that keeps it from starting, or that stopped it.
     """
+    _on_signals(_stopped_early)
     open_log("broker")
     setproctitle("email-campaign: broker")
     settings = load_settings(config)
@@ -60,9 +63,20 @@ def serve(root: Path, config: Path | None, report: Report) -> None:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_live(state, settings, machine, tables, start_id, report))
         finally:
+            _on_signals(signal.SIG_IGN)  # it is ending, and what it cleans up must be clean
             _clean(state, tables)
     finally:
         lock.close()
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def _stopped_early(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Until the loop takes signals: go down the way that any failure of a start goes, so that nothing is left."""
+    raise EcmError("stopping", "the engine was stopped before it was ready")
 
 
 async def _live(
@@ -107,10 +121,7 @@ def _instance(state: StateDir) -> str:
         return state.instance.read_text().strip()
     except FileNotFoundError:
         instance = secrets.token_hex(16)
-        new = state.instance.with_suffix(".new")
-        new.write_text(instance + "\n")
-        new.chmod(0o600)
-        new.rename(state.instance)
+        replace_file(state.instance, [f"{instance}\n".encode()])  # durably: no file of ours is of use without it
         return instance
 
 
