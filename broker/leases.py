@@ -10,7 +10,7 @@ Invariants
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -138,9 +138,9 @@ class Leases:
         if gated is not None:
             lease.gated = gated
         lease.action = action
-        if action != RUN:
-            lease.ordered = time.monotonic()
         self._table.set_order(lease.row, lease.slot, _order_of(lease))
+        if action != RUN:
+            lease.ordered = time.monotonic()  # after the store: a loop that turns later meets the order
         self._wake(lease.row)
 
     def poll(self) -> list[Lease]:
@@ -159,8 +159,8 @@ class Leases:
 
     def _acquit(self, lease: Lease) -> None:
         """End the row at a time of a shard that has come past the rows under suspicion."""
-        row = self._counters.read(lease.row, lease.slot)
-        if row is not None and row[0] == lease.number and row[1].attempted >= CLEARED_ROWS:
+        counts = self._counted(lease)
+        if counts is not None and counts.attempted >= CLEARED_ROWS:
             lease.shard.deaths = 0
             self.order(lease, RUN)
 
@@ -180,11 +180,12 @@ class Leases:
         """Finish a lease whose holder returned it (`dead=False`) or is proven dead, and settle its shard."""
         campaign, shard = lease.campaign, lease.shard
         assert shard.phase is Phase.BUSY, "`poll` or `holder_died` took it off its holder"
-        self._fold(lease)
+        # Wiped before anything is waited for: a sender that is started in the holder's place must not take it up.
+        self._table.free(lease.row, lease.slot)
         self._pacing.closed(lease, dead=dead)
         returned = await self._settled(lease, dead=dead)
         shard.deaths = returned.deaths
-        self._table.free(lease.row, lease.slot)
+        self._fold(lease)  # in the same turn as it leaves `open`, or it would be counted twice
         self._taken.discard((lease.row, lease.slot))
         del self.open[lease.number]
         del campaign.leases[lease.number]
@@ -208,21 +209,24 @@ class Leases:
                 return returned
 
     def _fold(self, lease: Lease) -> None:
-        row = self._counters.read(lease.row, lease.slot)
-        if row is None or row[0] != lease.number:
+        counts = self._counted(lease)
+        if counts is None:
             return
-        self.totals.add(row[1])
-        lease.campaign.sent_folded += row[1].sent
-        lease.campaign.passed += row[1].attempted / lease.campaign.weight
+        self.totals.add(counts)
+        lease.campaign.sent_folded += counts.sent
+        lease.campaign.passed += counts.attempted / lease.campaign.weight
 
     def live(self) -> dict[int, Counters]:
         """Counters of each lease that is out, by lease number."""
-        counts = {}
-        for lease in self.open.values():
-            row = self._counters.read(lease.row, lease.slot)
-            if row is not None and row[0] == lease.number:
-                counts[lease.number] = row[1]
-        return counts
+        return {lease.number: counts for lease in self.open.values() if (counts := self._counted(lease)) is not None}
+
+    def counted(self, leases: Iterable[Lease]) -> list[Counters]:
+        """Counters of some leases that are out."""
+        return [counts for lease in leases if (counts := self._counted(lease)) is not None]
+
+    def _counted(self, lease: Lease) -> Counters | None:
+        row = self._counters.read(lease.row, lease.slot)
+        return row[1] if row is not None and row[0] == lease.number else None
 
     def of_row(self, row: int) -> list[Lease]:
         """Leases that the actor of `row` holds."""
