@@ -1,17 +1,15 @@
 """The life of a campaign: draft, preparing, running, waiting, paused, finished or cancelled.
 
-Decides what may follow what, and keeps store, memory and shards in step; it hands shards to nobody (`scheduler`,
-`leases`) and counts nothing on the loop (`account`).
+Decides what may follow what, and keeps store, memory and shards in step; it makes no files (`preparing`), hands
+shards to nobody (`scheduler`, `leases`) and counts nothing on the loop (`account`).
 
 Invariants
 - What the store says survives; every change of state is committed there before it is answered.
-- A campaign leaves `preparing` for `running` in one transaction with its shards, or goes back to `draft` with its
-  reason and without files.
+- Changes of state take turns: each looks at the state, commits the new one and remembers it before the next one looks.
 - Pause and cancel answer when no further MAIL can leave: every holder has seen the order, or has returned its lease.
 """
 
 import asyncio
-import shutil
 import time
 from collections import deque
 from dataclasses import replace
@@ -23,7 +21,8 @@ from broker.contract.errors import EcmError
 from broker.contract.log import log
 from broker.contract.timefmt import rfc3339
 from broker.leases import CANCEL, RETURN
-from broker.running import Phase, Running
+from broker.preparing import Preparing
+from broker.running import ACTIVE, SENDING, Phase, Running
 from broker.store import campaigns as store_campaigns
 from shm.files.ledger import Counts
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Campaigns"]
 
 ORDER_SEEN_S = 1.0  # a holder's loop beats every 100 ms; one that does not within this is hung, and being killed
-ACTIVE = ("running", "waiting", "paused")
 
 
 class Campaigns:
@@ -42,7 +40,8 @@ class Campaigns:
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self.running: dict[int, Running] = {}
-        self._preparing: dict[int, asyncio.Task[None]] = {}
+        self.preparing = Preparing(engine, self)
+        self.turn = asyncio.Lock()  # of a change of state; held for store calls only
 
     # what is asked of them
 
@@ -67,15 +66,16 @@ class Campaigns:
 
     async def listing(self, *, limit: int = 1000, since_s: float | None = None) -> list[dict[str, Any]]:
         """Campaign objects, newest first; with `since_s`, only those that have not ended or ended after it."""
-        rows = await self._engine.store_call(store_campaigns.listing, limit)
-        objects = []
-        for row in rows:
-            if since_s is not None and row.finished is not None and row.finished < since_s:
-                continue
-            # Who was under way when the rows were read may have ended since, or be in memory only now.
-            under_way = row.id in self.running or row.state in ACTIVE
-            objects.append(await self.account(row.id) if under_way else self._idle_account(row))
-        return objects
+        if since_s is None:
+            rows = await self._engine.store_call(store_campaigns.listing, limit)
+        else:
+            rows = await self._engine.store_call(store_campaigns.recent, since_s)
+        return list(await asyncio.gather(*(self._listed(row) for row in rows[:limit])))
+
+    async def _listed(self, row: Any) -> dict[str, Any]:
+        # Who was under way when the rows were read may have ended since, or be in memory only now.
+        under_way = row.id in self.running or row.state in ACTIVE
+        return await self.account(row.id) if under_way else self._idle_account(row)
 
     def _idle_account(self, row: Any) -> dict[str, Any]:
         if row.state in ACTIVE:  # its files are ready and are being taken up: till then nobody has counted them
@@ -84,9 +84,9 @@ class Campaigns:
         return ended_account(row, progress)
 
     async def _live_account(self, campaign: Running) -> dict[str, Any]:
-        ledgers = [lease.ledger for lease in campaign.leases.values()]
-        settled = campaign.settled
-        counts: Counts = await self._engine.work(lambda: count_open(settled, ledgers))
+        leases, settled = list(campaign.leases.values()), campaign.settled
+        # A lease's ledger is looked up in the thread: after a failed sync that very thread puts another in its place.
+        counts: Counts = await self._engine.work(lambda: count_open(settled, (lease.ledger for lease in leases)))
         now = time.monotonic()
         rate = rate_of(campaign.samples, now, self._engine.sent_by(campaign))
         limit = self._engine.pacing.binding(campaign) if campaign.state == "running" else None
@@ -100,6 +100,12 @@ class Campaigns:
         Raises EcmError: unknown_relay, from_not_allowed, campaign_exists (it runs), campaign_ended.
         """
         self._engine.relays.of(spec)
+        async with self.turn:
+            number = await self._keep_draft(spec)
+        self._engine.events.publish("campaign", "campaign.created", campaign=number, data={"name": spec.name})
+        return number
+
+    async def _keep_draft(self, spec: CampaignSpec) -> int:
         old = await self._engine.store_call(store_campaigns.get, spec.name)
         if old is None:
             number = await self._engine.store_call(store_campaigns.create, spec.name, spec.to_map(), self._now())
@@ -110,71 +116,28 @@ class Campaigns:
             raise _ended(old)
         else:
             raise EcmError("campaign_exists", f"campaign `{spec.name}` is {old.state} (id {old.id})", field="name")
-        self._engine.events.publish("campaign", "campaign.created", campaign=number, data={"name": spec.name})
         return int(number)
 
     async def launch(self, number: int) -> None:
         """Begin to prepare a draft: check it, snapshot its audience, then run. `checked` waits for the end of that."""
-        row = await self._engine.store_call(store_campaigns.get, number)
-        if row is None or row.state != "draft":
-            raise _wrong_state("launch", "a draft", None if row is None else row.state)
-        await self._set_state(number, "preparing", None, launched=self._now())
-        self._prepare(number, CampaignSpec.from_map(row.spec))
-
-    def prepare_again(self, row: Any) -> None:
-        """Take up a snapshot that an earlier broker did not see the end of."""
-        self._prepare(row.id, CampaignSpec.from_map(row.spec))
-
-    def _prepare(self, number: int, spec: CampaignSpec) -> None:
-        task = asyncio.get_running_loop().create_task(self._prepare_all(number, spec), name=f"prepare {number}")
-        self._preparing[number] = task
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        async with self.turn:
+            row = await self._engine.store_call(store_campaigns.get, number)
+            if row is None or row.state != "draft":
+                raise _wrong_state("launch", "a draft", None if row is None else row.state)
+            await self.set_state(number, "preparing", None, launched=self._now())
+            self.preparing.prepare(number, CampaignSpec.from_map(row.spec))
 
     async def checked(self, number: int) -> None:
         """Wait until a campaign has left `preparing`. Raises the EcmError that sent it back to draft."""
-        task = self._preparing.get(number)
-        if task is not None:
-            await asyncio.shield(task)
+        await self.preparing.checked(number)
 
-    async def _prepare_all(self, number: int, spec: CampaignSpec) -> None:
-        try:
-            relays = self._engine.relays.of(spec)
-            job = await self._engine.jobs.start("snapshot", self._snapshot_args(number, spec, relays), None)
-            (result, _) = await asyncio.gather(self._engine.jobs.result(job), self._engine.relays.reachable(relays))
-            await self._engine.store_call(store_campaigns.ready, number, result["shards"], _facts(result))
-        except EcmError as error:
-            await self._back_to_draft(number, error)
-            raise
-        finally:
-            self._preparing.pop(number, None)
-        # Also one that was cancelled meanwhile: its people are then counted as cancelled.
-        await self.adopt(await self._engine.store_call(store_campaigns.get, number))
-
-    def _snapshot_args(self, number: int, spec: CampaignSpec, relays: list[tuple[str, int]]) -> dict[str, Any]:
-        return {
-            "campaign": number,
-            "spec": spec.to_map(),
-            "relays": [list(relay) for relay in relays],
-            "retry": self._engine.settings.retry.to_map(),
-            "sender_count": self._engine.sender_count,
-            "instance": self._engine.instance,
-        }
-
-    async def _back_to_draft(self, number: int, error: EcmError) -> None:
-        directory = self._engine.state.campaign(number)
-        row = await self._engine.store_call(store_campaigns.get, number)
-        if row.state == "preparing":
-            reason = {name: value for name, value in error.to_map().items() if name != "exit"}
-            await self._set_state(number, "draft", reason | {"since": self._now_text()})
-        await self._engine.work(lambda: _remove_shards(directory))
-        log.warning("campaign not launched", campaign=number, code=error.code, reason=error.message)
-
-    async def adopt(self, row: Any) -> Running:
+    async def adopt(self, row: Any) -> None:
         """Take a campaign whose shards are ready into memory: after its snapshot, or at a start of the engine."""
         spec = CampaignSpec.from_map(row.spec)
         shards = await self._engine.store_call(store_campaigns.shards, row.id)
         policy = "hold" if row.state == "cancelled" else spec.uncertain
         states = await self._engine.work(lambda: self._engine.recovery.shards(row.id, shards, policy))
+        relays, barred = self._relays_of(spec)
         campaign = Running(
             id=row.id,
             name=row.name,
@@ -183,7 +146,8 @@ class Campaigns:
             uncertain=spec.uncertain,
             give_up_s=spec.give_up_s or self._engine.settings.retry.give_up_s,
             gapped=bool(spec.rate.wait_ms or spec.rate.cooldown_ms),
-            relays=[(self._engine.relays.index(name), weight) for name, weight in self._engine.relays.of(spec)],
+            relays=relays,
+            barred=barred,
             shards={state.number: state for state in states},
             state=row.state if row.state in (*ACTIVE, "cancelled") else "running",
             cancelling=row.state == "cancelled",
@@ -196,42 +160,54 @@ class Campaigns:
             campaign.file(state)
         peers = [c.passed for c in self.running.values() if c.priority == campaign.priority]
         campaign.passed = min(peers, default=0.0)  # a newcomer starts level: it owes no past, nor is it owed one
+        await self._engine.pacing.adopt(campaign, spec.rate)  # before anybody can lease it: limits come first
         self.running[row.id] = campaign
-        await self._engine.pacing.adopt(campaign, spec.rate)
-        if row.state == "preparing":
-            await self._set_state(row.id, "running", None)
-        if campaign.cancelling:
-            await self._cancel_idle(campaign)
         await self.conclude_if_done(campaign)
         self._engine.wake()
-        return campaign
+
+    def _relays_of(self, spec: CampaignSpec) -> tuple[list[tuple[int, int]], tuple[str, str, str] | None]:
+        """[(index in the relay table, weight)] and why nothing can be sent, if the settings were changed under it."""
+        try:
+            return [(self._engine.relays.index(name), weight) for name, weight in self._engine.relays.of(spec)], None
+        except EcmError as error:
+            return [], (error.code, error.message, "mend ecm.toml and start the engine again, or cancel the campaign")
 
     async def pause(self, number: int) -> dict[str, Any]:
         """Stop sending a campaign. The account counts what is still owed a reply as in_flight."""
-        campaign = self.running.get(number)
-        if campaign is None or campaign.state == "paused":
-            raise _wrong_state("pause", "a running campaign", await self._state(number))
+        await self.preparing.taken_up(number)
         reason = {"code": "paused", "message": "paused by the operator", "hint": f"ctl campaign resume {number}"}
-        await self._set_state(number, "paused", reason | {"since": self._now_text()})
+        async with self.turn:
+            campaign = self.running.get(number)
+            if campaign is None or campaign.state not in SENDING:
+                raise _wrong_state("pause", "a running campaign", await self.state(number))
+            await self.set_state(number, "paused", reason | {"since": self._now_text()})
         await self._stop_leases(campaign, RETURN)
         return await self._live_account(campaign)
 
     async def resume(self, number: int) -> dict[str, Any]:
         """Let a paused campaign go on."""
-        campaign = self.running.get(number)
-        if campaign is None or campaign.state != "paused":
-            raise _wrong_state("resume", "a paused campaign", await self._state(number))
-        await self._set_state(number, "running", None)
+        await self.preparing.taken_up(number)
+        async with self.turn:
+            campaign = self.running.get(number)
+            if campaign is None or campaign.state != "paused":
+                raise _wrong_state("resume", "a paused campaign", await self.state(number))
+            await self.set_state(number, "running", None)
         self._engine.wake()
         return await self._live_account(campaign)
 
     async def cancel(self, number: int) -> dict[str, Any]:
         """End a campaign for good: who was not mailed is cancelled. Works in every state that has not ended."""
-        campaign = self.running.get(number)
-        if campaign is None or campaign.ended:
-            return await self._cancel_unlaunched(number)
-        campaign.cancelling = True
-        await self._set_state(number, "cancelled", None)  # its time of end follows with the last conclusion
+        await self.preparing.taken_up(number)
+        async with self.turn:
+            campaign = self.running.get(number)
+            if campaign is None:
+                await self._cancel_unlaunched(number)
+            else:
+                await self.set_state(number, "cancelled", None)  # its time of end follows with the last conclusion
+                campaign.cancelling = True
+        if campaign is None:
+            self._engine.jobs.cancel_for(number)
+            return await self.account(number)
         await self._stop_leases(campaign, CANCEL)
         await self._cancel_idle(campaign)
         account = await self._live_account(campaign)
@@ -242,15 +218,11 @@ class Campaigns:
         idle = [s for s in campaign.shards.values() if s.phase is Phase.IDLE and not s.concluded]
         await self._engine.work_on_idle(campaign, idle, lambda ledger: ledger.cancel_idle(int(self._now())))
 
-    async def _cancel_unlaunched(self, number: int) -> dict[str, Any]:
-        state = await self._state(number)
+    async def _cancel_unlaunched(self, number: int) -> None:
+        state = await self.state(number)
         if state not in ("draft", "preparing"):
             raise _wrong_state("cancel", "a campaign that has not ended", state)
-        await self._set_state(number, "cancelled", None, finished=self._now())
-        task = self._preparing.get(number)
-        if task is not None:
-            await self._engine.jobs.cancel_for(number)
-        return await self.account(number)
+        await self.set_state(number, "cancelled", None, finished=self._now())
 
     async def _stop_leases(self, campaign: Running, action: int) -> None:
         """Order every lease of a campaign back and wait until no holder can hand over another MAIL."""
@@ -266,12 +238,23 @@ class Campaigns:
 
     async def conclude_if_done(self, campaign: Running) -> None:
         """End a campaign whose last recipient has concluded."""
-        if not campaign.concluded or campaign.ended:
+        if campaign.may_end and not campaign.concluded:
+            await self._cancel_idle(campaign)  # shards that were being worked at when the cancel came
+        if not campaign.concluded:
             return
-        campaign.ended = True
+        async with self.turn:
+            if campaign.concluded and not campaign.ended:
+                await self._end(campaign)
+
+    async def _end(self, campaign: Running) -> None:
         state = "cancelled" if campaign.cancelling else "finished"
         account = account_of(campaign, campaign.settled, 0.0, None)
-        await self._engine.store_call(store_campaigns.finish, campaign.id, state, account, self._now())
+        try:
+            await self._engine.store_call(store_campaigns.finish, campaign.id, state, account, self._now())
+        except EcmError as error:  # the next round tries again
+            self._engine.on_fault(campaign, error.message)
+            return
+        campaign.ended = True
         del self.running[campaign.id]  # only now: till then its account is the one in memory
         self._engine.pacing.forget(campaign)
         names = ("audience", "sent", "bounced", "failed", "suppressed", "cancelled", "uncertain")
@@ -281,8 +264,14 @@ class Campaigns:
     async def waiting(self, campaign: Running, reason: dict[str, Any] | None) -> None:
         """Say that a campaign waits (with the reason) or goes on (None). The state of one that is paused stays."""
         state = "running" if reason is None else "waiting"
-        if campaign.state in ("running", "waiting") and (campaign.state, campaign.reason) != (state, reason):
-            await self._set_state(campaign.id, state, reason)
+        async with self.turn:
+            if campaign.ended or campaign.state not in SENDING or campaign.state == state:
+                return
+            try:
+                await self.set_state(campaign.id, state, reason)
+            except EcmError as error:  # a disk that takes nothing is what it may wait for: memory is enough to say so
+                log.error("state not kept", campaign=campaign.id, state=state, reason=error.message)
+                campaign.state, campaign.reason = state, reason
 
     async def check(self, spec: CampaignSpec) -> dict[str, Any]:
         """What a launch would say, without one: {"ok", "errors", "warnings", counts}."""
@@ -292,21 +281,21 @@ class Campaigns:
             relays = self._engine.relays.of(spec)
         except EcmError as error:
             errors.append(error.to_map())
-        job = await self._engine.jobs.start("check", self._snapshot_args(0, spec, relays), None)
+        job = await self._engine.jobs.start("check", self.preparing.snapshot_args(0, spec, relays), None)
         result = await self._engine.jobs.result(job)
         errors += result.get("errors", [])
         return {**result, "ok": not errors, "errors": errors}
 
     # helpers
 
-    async def _set_state(self, number: int, state: str, reason: dict[str, Any] | None, **times: float) -> None:
+    async def set_state(self, number: int, state: str, reason: dict[str, Any] | None, **times: float) -> None:
         await self._engine.store_call(store_campaigns.set_state, number, state, reason, **times)
         campaign = self.running.get(number)
         if campaign is not None:
             campaign.state, campaign.reason = state, reason
         self._engine.events.publish("campaign", f"campaign.{state}", campaign=number, data={"reason": reason})
 
-    async def _state(self, number: int) -> str | None:
+    async def state(self, number: int) -> str | None:
         row = await self._engine.store_call(store_campaigns.get, number)
         return None if row is None else str(row.state)
 
@@ -315,24 +304,6 @@ class Campaigns:
 
     def _now_text(self) -> str | None:
         return rfc3339(self._now())
-
-
-def _facts(result: dict[str, Any]) -> dict[str, Any]:
-    names = ("rows", "rejected", "duplicates", "rejects_file", "audience", "suppressed", "suppressed_position")
-    return {name: result.get(name) for name in names}
-
-
-def _remove_shards(directory: Any) -> None:
-    """Remove what a failed snapshot left, but keep the side file that says which rows were wrong."""
-    if not directory.is_dir():
-        return
-    for path in directory.iterdir():
-        if path.name == "rejects.csv":
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _ended(row: Any) -> EcmError:

@@ -84,7 +84,7 @@ class Engine:
         self._custody = Custody(state, instance, machine.boot_id or "")
         self.leases = Leases(
             tables.leases, tables.counters, self._custody, self.work, self.pacing,
-            self._wake_actor, self.now_s, self._on_return, self._on_fault, tables.slots_per_actor,
+            self._wake_actor, self.now_s, self._on_return, self.on_fault, tables.slots_per_actor,
         )  # fmt: skip
         self.campaigns = Campaigns(self)
         self._rounds = Rounds(self)
@@ -121,11 +121,7 @@ class Engine:
     async def _take_up(self) -> None:
         unfinished = await self.store_call(store_campaigns.unfinished)
         await self.suppression.rebuild(await self.store_call(store_campaigns.oldest_position))
-        for row in unfinished:
-            if row.state == "preparing":
-                self.campaigns.prepare_again(row)
-            else:
-                await self.campaigns.adopt(row)
+        await self.campaigns.preparing.resume(unfinished)
 
     async def run(self) -> None:
         """Work until stopped. Raises the EcmError that stopped the service, if one did."""
@@ -168,14 +164,14 @@ class Engine:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        for lease in self.leases.open.values():
-            lease.ledger.close()
-        for name in ("router", "jobs", "events"):
+        self.campaigns.preparing.close()
+        for name in ("router", "jobs", "events", "actors"):
             part = getattr(self, name, None)
             if part is not None:
                 part.close()
-        self.actors.close()
-        self._files.shutdown()
+        self._files.shutdown()  # first: the thread may be at a ledger
+        for lease in self.leases.open.values():
+            lease.ledger.close()
         if hasattr(self, "store"):
             self._store_thread.submit(self.store.close)
         self._store_thread.shutdown()
@@ -195,6 +191,7 @@ class Engine:
     # threads and tasks
 
     def task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run it beside everything else; if it fails, the engine does."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
@@ -232,7 +229,7 @@ class Engine:
                 campaign.unsettle(shard)
                 campaign.settle(shard, counts)
             except (OSError, FileFault) as error:
-                self._on_fault(campaign, str(error))
+                self.on_fault(campaign, str(error))
             shard.phase = Phase.IDLE
             campaign.busy -= 1
             campaign.file(shard)
@@ -291,7 +288,7 @@ class Engine:
         elif kind == "lease.failed":
             lease = self.leases.open.get(message.get("number", 0))
             if lease is not None:
-                self._on_fault(lease.campaign, str(message.get("reason")))
+                self.on_fault(lease.campaign, str(message.get("reason")))
         if kind == "ready" and actor.startswith("loader-"):
             self.task(self.jobs.offer_again())
 
@@ -308,7 +305,8 @@ class Engine:
         self.wake()
         self.task(self.campaigns.conclude_if_done(lease.campaign))
 
-    def _on_fault(self, campaign: Running, fault: str) -> None:
+    def on_fault(self, campaign: Running, fault: str) -> None:
+        """A disk failed a campaign: it waits for a moment, says why, and tries again."""
         if campaign.fault != fault:
             log.error("disk failed", campaign=campaign.id, reason=fault)
         campaign.fault, campaign.faulted = fault, time.monotonic() + FAULT_S
@@ -347,20 +345,22 @@ class Engine:
 
     def sent_by(self, campaign: Running) -> int:
         """Messages of a campaign accepted since the engine started."""
-        live = self.leases.live()
-        return campaign.sent_folded + sum(live[n].sent for n in campaign.leases if n in live)
+        return campaign.sent_folded + sum(counts.sent for counts in self.leases.counted(campaign.leases.values()))
 
     def rates_now(self) -> tuple[float, float]:
         """(sent, attempted) a second over the last five seconds."""
         return self._rounds.rates_now()
 
     def keep_clock(self) -> None:
-        """Keep the engine time, so that it never goes back across starts."""
-        descriptor = os.open(self.state.clock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Keep the engine time, so that it never goes back across starts. A disk that does not take it stops nobody."""
         try:
-            os.pwrite(descriptor, self.clock.now_ns().to_bytes(8, "little"), 0)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self.state.clock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.pwrite(descriptor, self.clock.now_ns().to_bytes(8, "little"), 0)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.warning("engine time not kept", reason=error.strerror)
 
     async def stats_map(self) -> dict[str, Any]:
         """What `ctl stats` shows."""

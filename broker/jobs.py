@@ -48,6 +48,8 @@ class _Open:
     """The loader has said something about it since it was last offered."""
     progress: dict[str, Any] = field(default_factory=dict)
     here: asyncio.Task[None] | None = None
+    cancelled: bool = False
+    """To be given up. It ends when the loader says so: till then that may be at the files."""
     ending: bool = False
     """Its end is on the way into the store: a second one comes too late."""
 
@@ -130,12 +132,12 @@ class Jobs:
             "error": row.error,
         }
 
-    async def cancel_for(self, campaign: int) -> None:
-        """Give up the snapshot of a campaign that was cancelled."""
-        for job, known in list(self._open.items()):
+    def cancel_for(self, campaign: int) -> None:
+        """Have the snapshot of a campaign given up. It ends when the loader has let go of the files, or is dead."""
+        for known in self._open.values():
             if known.row.kind == "snapshot" and known.row.args.get("campaign") == campaign:
-                self._send_loader({"type": "job.cancel", "job": job})
-                await self._fail(job, EcmError("campaign_cancelled", f"campaign {campaign} was cancelled"))
+                known.cancelled = True
+                self._cancel(known)
 
     # what the loader says
 
@@ -154,10 +156,13 @@ class Jobs:
             await self._fail(known.row.id, EcmError.from_map(message.get("error") or {}))
 
     async def offer_again(self) -> None:
-        """A loader is ready: offer it all open work, from the beginning."""
-        for known in self._open.values():
-            known.heard = False
-            self._offer(known)
+        """A loader is ready, the one before it is dead: offer it all open work, from the beginning."""
+        for known in list(self._open.values()):
+            if known.cancelled:
+                await self._fail(known.row.id, EcmError("campaign_cancelled", "the job was cancelled"))
+            else:
+                known.heard = False
+                self._offer(known)
 
     # steps
 
@@ -176,11 +181,17 @@ class Jobs:
             row = known.row
             self._send_loader({"type": "job", "job": row.id, "kind": row.kind, "args": row.args})
 
+    def _cancel(self, known: _Open) -> None:
+        self._offer(known)  # a loader that never heard of it would not answer; one that works at it drops this
+        self._send_loader({"type": "job.cancel", "job": known.row.id})
+
     async def _repeat_offers(self) -> None:
         while True:
             await asyncio.sleep(OFFER_AGAIN_S)
             for known in list(self._open.values()):
-                if not known.heard:
+                if known.cancelled:
+                    self._cancel(known)
+                elif not known.heard:
                     self._offer(known)
 
     async def _run(self, known: _Open) -> None:

@@ -18,7 +18,10 @@ from typing import Any
 from shm.files.ledger import Counts, Ledger, Policy, States
 from shm.files.ledger_states import earliest
 
-__all__ = ["Lease", "Phase", "Running", "ShardState"]
+__all__ = ["ACTIVE", "SENDING", "Lease", "Phase", "Running", "ShardState"]
+
+SENDING = ("running", "waiting")  # states in which shards are handed out, as soon as nothing is in the way
+ACTIVE = (*SENDING, "paused")
 
 
 class Phase(Enum):
@@ -86,6 +89,7 @@ class Running:
     state: str
     reason: dict[str, Any] | None
     facts: dict[str, Any]  # what the store knows and the account repeats: created, launched, rows, rejected ...
+    barred: tuple[str, str, str] | None = None  # (code, message, hint): settings under which nothing can be sent
     by_state: list[int] = field(default_factory=lambda: [0] * len(States))  # of settled shards
     attempts: int = 0
     resent: int = 0
@@ -100,7 +104,7 @@ class Running:
     cancelling: bool = False
     faulted: float = 0.0  # monotonic time until which a failing disk keeps it waiting; 0 = none does
     fault: str = ""  # what the disk said
-    ended: bool = False  # its final account is being written
+    ended: bool = False  # its final account is written
     passed: float = 0.0  # virtual time of the fair share: attempts / weight
 
     def file(self, shard: ShardState) -> None:
@@ -175,3 +179,8 @@ class Running:
         """Whether every recipient is in a final state."""
         open_states = (States.PENDING, States.CLAIMED, States.SENDING, States.DEFERRED)
         return self.quiet and not any(self.by_state[state] for state in open_states)
+
+    @property
+    def may_end(self) -> bool:
+        """Whether it has concluded, or is cancelled and nobody is at a shard that still says otherwise."""
+        return self.concluded or (self.cancelling and self.quiet)

@@ -127,18 +127,35 @@ def test_a_new_broker_takes_up_imports_and_fails_what_was_tied_to_the_old_one(tm
 
 
 def test_cancelling_a_campaign_ends_its_snapshot_and_no_other(tmp_path: Path) -> None:
-    """The loader is told to stop; who waits learns it at once; what the loader says later is dropped."""
+    """The loader is told to stop; the job ends when it has let go of the files, and not before."""
 
     async def body(made: Parts) -> None:
         mine, other = [await made.jobs.start("snapshot", {"campaign": n}) for n in (7, 70)]
-        await made.jobs.cancel_for(7)
+        made.jobs.cancel_for(7)
         assert made.to_loader[-1] == {"type": "job.cancel", "job": mine}
+        assert (await made.jobs.show(mine))["state"] == "queued"
+        error = EcmError("campaign_cancelled", "the job was cancelled")
+        await made.jobs.on_message({"type": "job.failed", "job": mine, "error": error.to_map()})
         with pytest.raises(EcmError) as caught:
             await made.jobs.result(mine)
         assert caught.value.code == "campaign_cancelled"
         await made.jobs.on_message({"type": "job.done", "job": mine, "result": {}})
         assert (await made.jobs.show(mine))["state"] == "failed"
         assert (await made.jobs.show(other))["state"] == "queued"
+
+    with_parts(tmp_path, body)
+
+
+def test_a_cancelled_snapshot_ends_with_the_loader_that_worked_at_it(tmp_path: Path) -> None:
+    """A loader that died lets go of everything: the next one is not asked for what nobody wants any more."""
+
+    async def body(made: Parts) -> None:
+        job = await made.jobs.start("snapshot", {"campaign": 7})
+        made.jobs.cancel_for(7)
+        made.to_loader.clear()
+        await made.jobs.offer_again()
+        assert made.to_loader == []
+        assert (await made.jobs.show(job))["state"] == "failed"
 
     with_parts(tmp_path, body)
 
