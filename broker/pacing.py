@@ -22,6 +22,8 @@ from shm.live.grants import GrantTable
 
 __all__ = ["Pacing"]
 
+RESERVE_AGAIN_S = 1.0  # between tries to keep windows on a disk that fails
+
 
 class Pacing:
     """The rate windows of all campaigns and relays, and the grants to all leases."""
@@ -48,6 +50,7 @@ class Pacing:
         self._known: set[str] = set()
         self._leases: dict[int, Lease] = {}
         self._reserving = False
+        self._reserve_from = 0.0  # monotonic
 
     async def start(self) -> None:
         """Take up the windows of relays that have limits."""
@@ -69,7 +72,7 @@ class Pacing:
         file = await self._work(open_file) if rate.limited else WindowFile.memory(time.monotonic_ns())
         self._known.add(owner)
         self._rates.add_owner(owner, rate, file, time.monotonic_ns())
-        if rate.limited:
+        if self.reserves_due:
             await self.keep_reserves()
 
     def forget(self, campaign: Running) -> None:
@@ -80,16 +83,21 @@ class Pacing:
             self._state.windows(owner).unlink(missing_ok=True)
 
     def _owners(self, campaign: Running, relay: int) -> list[str]:
-        named = [f"campaign-{campaign.id}", f"relay-{self._relays[relay]}"]
-        return [owner for owner in named if self._rates.has_owner(owner)]
+        name = f"relay-{self._relays[relay]}"
+        # The campaign's own windows must be there: to leave out what is missing would be to send without limits.
+        return [f"campaign-{campaign.id}", *([name] if self._rates.has_owner(name) else [])]
 
     def gated(self, campaign: Running, relay: int) -> bool:
         """Whether a lease of the campaign through this relay must spend grants."""
         return self._rates.needs_grants(self._owners(campaign, relay))
 
-    def choose_relay(self, campaign: Running, relays: Relays) -> int:
-        """The relay a new lease uses: of those that work, the one furthest below its weight's share of leases."""
-        able = [(i, w) for i, w in campaign.relays if not relays.down([i])] or campaign.relays
+    def choose_relay(self, campaign: Running, row: int, relays: Relays) -> int:
+        """The relay that a new lease of the sender in `row` uses.
+
+        Of those that it may open connections to and that work, the one furthest below its weight's share of leases.
+        """
+        mine = [(i, w) for i, w in campaign.relays if i in relays.open_to(row)]
+        able = [(i, w) for i, w in mine if not relays.down([i])] or mine
         held = {index: 0 for index, _ in able}
         for lease in campaign.leases.values():
             if lease.relay in held:
@@ -138,10 +146,11 @@ class Pacing:
     @property
     def reserves_due(self) -> bool:
         """Whether a long window needs its next chunk, and nobody is making it durable."""
-        return not self._reserving and bool(self._rates.due_reserves())
+        return not self._reserving and time.monotonic() >= self._reserve_from and bool(self._rates.due_reserves())
 
     async def keep_reserves(self) -> None:
-        """Make the next chunk of long windows durable, before it is needed."""
+        """Make the next chunk of long windows durable, before it is needed. Ask `reserves_due` first: one at a time."""
+        assert not self._reserving, "a file is reserved by one task at a time"
         self._reserving = True
         try:
             for file in self._rates.due_reserves():
@@ -149,6 +158,7 @@ class Pacing:
                 await self._work(file.sync)
         except OSError as error:  # grants end with the reserve that is on the disk; the next round tries again
             log.error("windows not kept", reason=error.strerror, effect="limits of an hour or more stop sending")
+            self._reserve_from = time.monotonic() + RESERVE_AGAIN_S
         finally:
             self._reserving = False
 

@@ -60,10 +60,17 @@ class Relays:
         self._publish()
 
     def _publish(self) -> None:
+        self._open_to: dict[int, frozenset[int]] = {}
         for index, name in enumerate(self.names):
             shares = allowances(self._settings.relays[name].connections, len(self._rows))
             for row, share in zip(self._rows, shares, strict=True):
                 self._table.allow(row, index, share, RelayState.UP, 0)
+                if share:
+                    self._open_to[row] = self.open_to(row) | {index}
+
+    def open_to(self, row: int) -> frozenset[int]:
+        """Relays that the sender in `row` may open connections to; it can do nothing with a lease of any other."""
+        return self._open_to.get(row, frozenset())
 
     def index(self, name: str) -> int:
         """Place of a relay in the arena's table."""
@@ -99,19 +106,27 @@ class Relays:
 
     async def check(self, name: str) -> dict[str, Any]:
         """What a relay offers: connect, EHLO, STARTTLS, AUTH, in a process of its own (it may hang)."""
-        settings = json.dumps(self.relay(name).to_map()).encode()
+        try:
+            return {"name": name, **await self._check(self.relay(name))}
+        except TimeoutError:
+            error = self._silent(name)
+        except (OSError, ValueError) as fault:  # no process to be had, or one that died without a word
+            error = EcmError("internal", f"relay `{name}` could not be checked: {fault}")
+        return {"ok": False, "name": name, "error": error.to_map()}
+
+    async def _check(self, relay: Relay) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "actors.smtp.check",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
+            settings = json.dumps(relay.to_map()).encode()
             out, _ = await asyncio.wait_for(process.communicate(settings), CHECK_S_MAX)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            return {"ok": False, "name": name, "error": self._silent(name).to_map()}
-        result: dict[str, Any] = json.loads(out)
-        return {"name": name, **result}
+            result: dict[str, Any] = json.loads(out)
+            return result
+        finally:
+            if process.returncode is None:  # too late, or nobody waits for it any more
+                process.kill()
 
     def _silent(self, name: str) -> EcmError:
         relay = self.relay(name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from broker.account import rate_of
 from broker.contract.timefmt import rfc3339
-from broker.running import Phase, Running
+from broker.running import SENDING, Phase, Running
 from broker.scheduler import SenderLoad, plan
 from shm.files.ledger import Ledger
 
@@ -48,7 +48,7 @@ class Rounds:
             self._every(SUPERVISE_S, self._supervise),
             self._every(SAMPLE_S, self._sample),
             self._every(RELAYS_S, self._relays),
-            self._every(1.0, self._engine.keep_clock),
+            self._keep_clock(),
             self._give_up(),
         ]
 
@@ -56,6 +56,11 @@ class Rounds:
         while True:
             step()
             await asyncio.sleep(seconds)
+
+    async def _keep_clock(self) -> None:
+        while True:
+            await self._engine.work(self._engine.keep_clock)  # a file: not on the loop
+            await asyncio.sleep(1.0)
 
     async def _leases(self) -> None:
         """Take back what holders are done with; give grants."""
@@ -73,25 +78,31 @@ class Rounds:
         """Hand out shards."""
         engine = self._engine
         while True:
-            sending = [c for c in engine.campaigns.running.values() if c.state in ("running", "waiting")]
+            sending = [c for c in engine.campaigns.running.values() if c.state in SENDING]
             await engine.woken(0.05 if sending else IDLE_S)
             if engine.stopping or not sending:
                 continue
+            slots = engine.tables.slots_per_actor
             senders = [
-                SenderLoad(slot.row, engine.tables.slots_per_actor, engine.leases.load(slot.row))
+                SenderLoad(slot.row, slots, engine.leases.load(slot.row), engine.relays.open_to(slot.row))
                 for slot in engine.supervisor.senders()
             ]
-            able = [c for c in sending if self._cause(c) is None]
+            able = [c for c in sending if self._may_lease(c)]
             for offer in plan(able, senders, engine.now_s(), engine.settings.retry.share):
                 shard = offer.campaign.shards[offer.shard]
-                if offer.campaign.state not in ("running", "waiting") or shard.phase is not Phase.IDLE:
+                if engine.stopping or offer.campaign.state not in SENDING or shard.phase is not Phase.IDLE:
                     offer.campaign.file(shard)
                     continue
-                relay = engine.pacing.choose_relay(offer.campaign, engine.relays)
+                relay = engine.pacing.choose_relay(offer.campaign, offer.row, engine.relays)
                 await engine.leases.offer(
                     offer.campaign, shard, offer.row, relay=relay, gated=engine.pacing.gated(offer.campaign, relay),
                     retry=offer.retry,
                 )  # fmt: skip
+
+    def _may_lease(self, campaign: Running) -> bool:
+        """Whether it may be handed shards. Also one whose relays are down, if it has none out: senders try relays."""
+        cause = self._cause(campaign)
+        return cause is None or (cause[0] == "relay_unreachable" and not campaign.leases)
 
     def _supervise(self) -> None:
         self._engine.supervisor.step()
@@ -111,6 +122,8 @@ class Rounds:
         engine.relays.watch()
         for campaign in engine.campaigns.running.values():
             cause = self._cause(campaign)
+            if campaign.may_end and (cause is None or cause[0] != "disk"):
+                engine.task(engine.campaigns.conclude_if_done(campaign))  # a disk did not let it end at once
             if cause is None and campaign.state == "waiting":
                 engine.task(engine.campaigns.waiting(campaign, None))
             elif cause is not None and campaign.state == "running":
@@ -123,6 +136,8 @@ class Rounds:
         """(code, message, hint) of what keeps a campaign from sending."""
         if campaign.faulted > time.monotonic():
             return "disk", campaign.fault, "free or mend the disk; sending goes on by itself"
+        if campaign.barred is not None:
+            return campaign.barred
         down = self._engine.relays.down(_relays(campaign))
         if down is not None:
             return "relay_unreachable", down, "`ctl relay check` shows what it says; sending goes on when it answers"
