@@ -3,9 +3,7 @@
 Exit statuses: 0 done, 1 the world is wrong, 2 what the user wrote is wrong, 3 no engine, 4 timed out; 130 interrupted.
 """
 
-import contextlib
 import importlib
-import os
 import sys
 from collections.abc import Iterable
 
@@ -89,11 +87,6 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         output.say("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):
-            # Nobody reads: what is still buffered must not become a traceback at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return result if isinstance(result, int) else 0
 
 

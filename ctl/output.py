@@ -42,8 +42,7 @@ def interactive() -> bool:
 def document(value: Any) -> None:
     """One JSON document on a line of its own."""
     utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    sys.stdout.write(json.dumps(value, ensure_ascii=not utf8) + "\n")
-    sys.stdout.flush()
+    _write(json.dumps(value, ensure_ascii=not utf8))
 
 
 def plain(text: str) -> str:
@@ -53,8 +52,17 @@ def plain(text: str) -> str:
 
 def line(text: str = "") -> None:
     """A line of data."""
-    sys.stdout.write(plain(text) + "\n")
-    sys.stdout.flush()
+    _write(plain(text))
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has seen enough (`| head`). What is still buffered must not become an error at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
 
 
 def say(text: str) -> None:

@@ -54,6 +54,7 @@ CODES: dict[str, tuple[int, str]] = {
     "state_unwritable": (1, "a state directory that cannot be written"),
     "already_running": (1, "another engine runs on this state directory"),
     "start_failed": (1, "the engine could not start"),
+    "too_many_rejected": (1, "more rows of a file were rejected than was allowed"),
     "campaign_cancelled": (1, "the campaign waited for was cancelled"),
     "discrepancy": (1, "an account that does not add up"),
     "io_failed": (1, "reading or writing failed"),

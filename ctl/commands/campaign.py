@@ -217,6 +217,11 @@ def follow(
     except KeyboardInterrupt:
         output.say(f"campaign {name} goes on; follow it with `{options().command(f'campaign wait {name}')}`")
         raise
+    except EcmError as error:
+        if error.code == "no_engine":  # it went away meanwhile; nothing of the campaign is lost
+            wait, start = (options().command(words) for words in (f"campaign wait {name}", "start"))
+            error.hint = f"`{start}` starts one, which goes on with it; `{wait}` follows"
+        raise
 
 
 def finished(campaign: dict[str, Any]) -> None:

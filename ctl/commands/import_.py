@@ -22,22 +22,45 @@ COUNTS = ("rows", "rejected", "duplicates", "added", "updated", "unchanged", "un
 @click.argument("file", metavar="FILE")
 @click.option("--email-column", metavar="NAME", help="the address column, if its name does not say so")
 @click.option("--dry-run", is_flag=True, help="read and check everything, change nothing")
-def command(list_name: str, file: str, email_column: str | None, dry_run: bool) -> None:
+@click.option(
+    "--max-rejected", type=click.FloatRange(0, 1), metavar="SHARE", help="import nothing if more rows are rejected"
+)
+def command(list_name: str, file: str, email_column: str | None, dry_run: bool, max_rejected: float | None) -> None:
     """Import, and wait for the end of it."""
     chosen = options()
     with Client(chosen.state_dir) as client:
-        args = {"list": list_name, "path": absolute(file), "email_column": email_column, "dry_run": dry_run}
-        job = client.request("audience.import", args, key=idempotency_key())["job"]
-        try:
-            with live.view() as view:
-                result = end_of_job(client, job, view)
-        except KeyboardInterrupt:
-            output.say(f"the engine goes on with the import (job {job})")
-            raise
+        args = {"list": list_name, "path": absolute(file), "email_column": email_column}
+        if max_rejected is not None:
+            _check(_run(client, args | {"dry_run": True}), max_rejected, file)
+        result = _run(client, args | {"dry_run": dry_run})
     if chosen.json:
         output.document(result)
         return
     _print(result)
+
+
+def _run(client: Client, args: dict[str, Any]) -> dict[str, Any]:
+    """One import, from request to result."""
+    job = client.request("audience.import", args, key=idempotency_key())["job"]
+    try:
+        with live.view() as view:
+            return end_of_job(client, job, view)
+    except KeyboardInterrupt:
+        output.say(f"the engine goes on with the import (job {job})")
+        raise
+
+
+def _check(result: dict[str, Any], share: float, file: str) -> None:
+    """Raise EcmError too_many_rejected if a dry run rejected more than this share of the rows."""
+    rows, rejected = result["rows"], result["rejected"]
+    if rejected > share * rows:
+        raise EcmError(
+            "too_many_rejected",
+            f"{rejected:,} of {rows:,} rows would be rejected, more than {share:.0%}; nothing was imported",
+            file=file,
+            count=rejected,
+            hint=f"each with its reason: {result['rejects_file']}",
+        )
 
 
 def absolute(file: str) -> str:

@@ -124,6 +124,20 @@ def test_after_a_kill_the_engine_is_missed_and_can_be_started_again(engine: Star
     running.ctl("status").ok()
 
 
+def test_an_interrupted_start_leaves_nothing(engine: StartEngine) -> None:
+    """Ctrl-C while the engine comes up: exit status 130, and no engine."""
+    running = engine(start=False)
+    starting = running.begin("start")
+    until(running.state.broker_lock.exists)
+    starting.send_signal(signal.SIGINT)
+    _, stderr = starting.communicate(timeout=40)
+    assert starting.returncode == 130
+    assert stderr.split() == ["interrupted"]
+    assert running.ctl("status").status == 3
+    assert list(running.state.run.iterdir()) == []
+    running.assert_nothing_left()
+
+
 def test_the_quick_path_loads_nothing_heavy(engine: StartEngine) -> None:
     """`ctl stats` and `ctl status`, answered by an engine, load no numpy, pydantic, asyncio, SQLAlchemy or rich."""
     running = engine()

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.fixtures.ctl import environment
@@ -30,8 +31,14 @@ def test_a_list_is_imported_shown_left_and_mailed(engine: StartEngine, sink: Sta
     dry = running.ctl("import", "members", "members.csv", "--dry-run", "--json").ok().json()
     wanted = {"rows": 4, "rejected": 1, "duplicates": 1, "dry_run": True}
     assert {name: dry[name] for name in wanted} == wanted
+    assert Path(dry["rejects_file"]).read_text().count("nobody") == 1
+    refused = running.ctl("import", "members", "members.csv", "--max-rejected", "0.2")
+    assert (refused.status, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(
+        "error: members.csv: 1 of 4 rows would be rejected, more than 20%; nothing was imported\nhint: each with its "
+    )
     assert running.ctl("list", "--json").ok().json() == {"lists": []}
-    imported = running.ctl("import", "members", "members.csv").ok()
+    imported = running.ctl("import", "members", "members.csv", "--max-rejected", "0.25").ok()
     assert {"list  members", "rows  4", "added  2", "rejected  1"} <= set(imported.stdout.splitlines())
     assert running.ctl("list", "show", "members", "--json").ok().json()["subscribed"] == 2
     left = running.ctl("list", "unsubscribe", "members", "B@example.com").ok()
@@ -134,8 +141,20 @@ def test_following_events_ends_with_the_engine(engine: StartEngine) -> None:
     follower.communicate()
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(engine: StartEngine) -> None:
+    """`ctl stats --watch --json | head -1` ends with status 0 and says nothing."""
+    watcher = engine().begin("stats", "--watch", "--json")
+    assert watcher.stdout is not None
+    json.loads(watcher.stdout.readline())
+    watcher.stdout.close()
+    assert watcher.stderr is not None
+    assert watcher.stderr.read() == ""
+    watcher.stderr.close()
+    assert watcher.wait(10) == 0
+
+
 def test_outcomes_are_exported_as_csv(engine: StartEngine, sink: StartSink) -> None:
-    """A header, then each recipient with its outcome; a reader that goes away is no error."""
+    """A header, then each recipient with its outcome."""
     running = engine(relay=sink().port)
     running.ctl("send", str(running.campaign("news", 3, addresses="bounce+{}@example.com".format))).ok()
     exported = running.ctl("campaign", "export", "news", "--csv").ok().stdout

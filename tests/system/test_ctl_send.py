@@ -211,6 +211,24 @@ def test_a_running_campaign_is_followed_paused_and_waited_out(engine: StartEngin
     assert late.stderr.endswith("hint: it goes on; `ctl campaign wait news` waits for its end\n")
 
 
+def test_an_engine_that_goes_away_ends_whoever_waits_with_3(engine: StartEngine, sink: StartSink) -> None:
+    """The error says how to go on; the campaign does so when the engine is started again."""
+    running = engine(relay=sink().port)
+    path = running.campaign("news", 300, rate="per_second = 100\nburst = 5")
+    waiter = running.begin("send", str(path))
+    until(lambda: running.show("news")["state"] == "running" and running.show("news")["sent"] > 5)
+    running.stop()
+    stdout, stderr = waiter.communicate(timeout=30)
+    assert (waiter.returncode, stdout) == (3, "")
+    assert stderr.splitlines()[-1] == (
+        "hint: `ctl start` starts one, which goes on with it; `ctl campaign wait news` follows"
+    )
+    running.start()
+    account = running.ctl("campaign", "wait", "news", "--json").ok().json()
+    assert_sums(account)
+    assert (account["sent"], account["attempts"]) == (300, 300)
+
+
 def test_a_cancelled_campaign_ends_whoever_waits_with_1(engine: StartEngine, sink: StartSink) -> None:
     """The reply to cancel says how many went out; the waiter prints the account and fails."""
     running = engine(relay=sink().port)

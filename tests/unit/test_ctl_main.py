@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
+from broker.contract.messages import TOPICS as DECLARED
+from ctl.commands.events import TOPICS
 from ctl.main import COMMANDS, cli, run
 
 HEAVY = {"numpy", "pydantic", "asyncio", "sqlalchemy", "rich", "psutil", "tomllib"}
@@ -124,6 +126,11 @@ def test_a_topic_that_is_none_is_refused(tmp_path: Path, capsys: Printed) -> Non
     """A misspelt topic would be waited for in vain."""
     assert run(["events", "--follow", "campain", "--state", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: no such topic: `campain`\nhint: topics: engine, actor")
+
+
+def test_the_topics_are_those_of_the_engine() -> None:
+    """This side may not import the engine's own list."""
+    assert list(TOPICS) == list(DECLARED)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
