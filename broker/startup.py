@@ -27,6 +27,7 @@ from broker.contract.paths import StateDir
 from broker.contract.settings import Settings, load_settings
 from broker.contract.sockets import check_lengths
 from broker.locks import BrokerLock
+from broker.privileges import drop
 from broker.process import stop_resource_tracker
 from broker.recovery import end_orphans
 from shm.arena import Arena
@@ -54,8 +55,7 @@ def serve(root: Path, config: Path | None, report: Report) -> None:
         end_orphans(state)
         raise_fd_limit()
         machine = probe(state.root)
-        if settings.engine.user == "" and os.geteuid() == 0:
-            log.warning("engine runs as root", hint="set [engine] user")
+        drop(settings.engine.user, state.root)
         start_id = secrets.token_hex(6)
         tables = make_tables(state, machine, start_id, _wall_ns(state), time.monotonic_ns())
         try:
