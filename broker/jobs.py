@@ -132,6 +132,13 @@ class Jobs:
             "error": row.error,
         }
 
+    def progress_of(self, kind: str, campaign: int) -> dict[str, Any] | None:
+        """How far the open job of that kind for a campaign is; None if there is none, or it has said nothing yet."""
+        for known in self._open.values():
+            if known.row.kind == kind and known.row.args.get("campaign") == campaign:
+                return dict(known.progress) or None
+        return None
+
     def cancel_for(self, campaign: int) -> None:
         """Have the snapshot of a campaign given up. It ends when the loader has let go of the files, or is dead."""
         for known in self._open.values():
