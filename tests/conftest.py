@@ -23,6 +23,7 @@ pytest_plugins = [
     "tests.fixtures.smtp_sink",
     "tests.fixtures.engine",
     "tests.fixtures.instance",
+    "tests.fixtures.sabotage",
 ]
 
 MARK = "EMAIL_CAMPAIGN_TEST_SESSION"
