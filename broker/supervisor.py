@@ -8,6 +8,7 @@ Invariants
 - An actor row of the arena has at most one living process.
 - An actor that cannot start at all stops the service; it is not started again for ever.
 - A first death is answered at once; back-off begins with the second within `CRASH_LOOP_S`.
+- Who lacks a process or memory for an actor tries again: that has stopped no campaign of the other actors.
 """
 
 import signal
@@ -28,6 +29,7 @@ SILENCE_S = 5.0  # a loop that beats every 100 ms and was not heard for this lon
 STARTING_S = 30.0  # imports and attaching on a cold, busy machine
 SENDERS_FIRST_S = 2.0  # the other actors start when the senders are ready, or after this at the latest
 STACK_S = 1.0  # between asking for the stack and SIGKILL
+BLIND_S = 1.0  # a round that comes so late missed the beats itself: a frozen container, a machine that was asleep
 CRASH_LOOP_S = 10.0  # two deaths within this time are a loop
 BACKOFF_S_MAX = 30.0
 FAILED_STARTS_MAX = 3  # deaths in a row before the actor was ever ready
@@ -48,8 +50,10 @@ class Slot:
     not_before: float = 0.0
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     failed_starts: int = 0
+    unborn: int = 0  # tries in a row for which the system had no process
+    served: bool = False  # it was ready once, in whatever life
     was_ready: bool = False
-    draining: bool = False
+    draining: bool = False  # it says that it is about to end, whoever told it to
 
     @property
     def name(self) -> str:
@@ -79,6 +83,7 @@ class Supervisor:
         self._on_death = on_death
         self._on_event = on_event
         self.stopping = False
+        self._looked = self._seeing_since = time.monotonic()
 
     def start(self) -> None:
         """Start the senders; the others follow when these are ready, so that a user waits for fewer imports."""
@@ -95,7 +100,8 @@ class Supervisor:
 
     def senders(self) -> list[Slot]:
         """Senders that may be given leases now."""
-        return [s for s in self.slots if s.kind == "sender" and s.child is not None and s.was_ready and not s.asked]
+        senders = [s for s in self.slots if s.kind == "sender" and s.child is not None and s.was_ready]
+        return [s for s in senders if not s.asked and not s.draining]
 
     def state(self, slot: Slot) -> str:
         """starting, ready, draining, hung or dead: the word `ctl stats` shows."""
@@ -113,6 +119,9 @@ class Supervisor:
         Raises EcmError start_failed if an actor cannot start at all.
         """
         now = time.monotonic()
+        if now - self._looked > BLIND_S:
+            self._seeing_since = now
+        self._looked = now
         rows = {row.row: row for row in self._heartbeats.rows()}
         for slot in self.slots:
             child = slot.child
@@ -126,15 +135,16 @@ class Supervisor:
             row = rows.get(slot.row)
             if row is not None and row.starttime:
                 if row.state >= ActorState.READY and not slot.was_ready:
-                    slot.was_ready = True
+                    slot.was_ready = slot.served = True
                     slot.failed_starts = 0
                     self._on_event("actor.ready", slot, {"seconds": round(now - slot.started, 3)})
-                self._listen(slot, child, now, row.beat_ns / 1e9 if row.state != ActorState.ENDED else now)
+                slot.draining = row.state >= ActorState.DRAINING
+                self._listen(slot, child, now, row.beat_ns / 1e9)  # one that says it has ended must end, too
             elif now - slot.started > STARTING_S:
                 self._listen(slot, child, now, slot.started)
 
     def _listen(self, slot: Slot, child: Child, now: float, heard: float) -> None:
-        silence = now - max(heard, slot.started)
+        silence = now - max(heard, slot.started, self._seeing_since)
         limit = SILENCE_S if slot.was_ready else STARTING_S
         if silence < limit:
             return
@@ -154,7 +164,7 @@ class Supervisor:
         slot.child = None
         self._heartbeats.gone(slot.row)
         expected = self.stopping and status == 0
-        word = f"exit status {status}" if status is None or status >= 0 else f"signal {signal.Signals(-status).name}"
+        word = _how(status)
         if not expected:
             log.error("actor died", name=slot.name, pid=child.pid, how=word, generation=slot.generation)
         self._on_event("actor.ended" if expected else "actor.died", slot, {"pid": child.pid, "how": word})
@@ -177,12 +187,29 @@ class Supervisor:
         slot.generation += 1
         slot.started = now
         slot.asked = 0.0
-        slot.was_ready = False
-        slot.child = child = Child(self._boot(slot))
+        slot.was_ready = slot.draining = False
+        try:
+            slot.child = child = Child(self._boot(slot))
+        except OSError as error:
+            self._not_born(slot, now, error)
+            return
+        slot.unborn = 0
         cpus = ",".join(map(str, slot.cpus))
         kind = Kind[slot.kind.upper()]
         self._heartbeats.spawned(slot.row, kind, slot.index, slot.generation, child.pid, time.monotonic_ns(), cpus)
         self._on_event("actor.started", slot, {"pid": child.pid, "generation": slot.generation})
+
+    def _not_born(self, slot: Slot, now: float, error: OSError) -> None:
+        """The system has no process, memory or descriptor for it: later, unless it has never had one."""
+        slot.unborn += 1
+        slot.not_before = now + min(BACKOFF_S_MAX, 0.5 * 2**slot.unborn)
+        log.error("actor not started", name=slot.name, reason=error.strerror, again_s=round(slot.not_before - now, 1))
+        if slot.unborn >= FAILED_STARTS_MAX and not slot.served:
+            raise EcmError(
+                "start_failed",
+                f"{slot.name} cannot be started: {error.strerror}",
+                hint="give this user more processes or memory (`ulimit -u`, the container's pids limit)",
+            ) from error
 
     def kill_all(self) -> None:
         """SIGKILL to every actor that still lives."""
@@ -193,3 +220,13 @@ class Supervisor:
     def alive(self) -> list[Slot]:
         """Slots whose process has not been proven dead."""
         return [slot for slot in self.slots if slot.child is not None]
+
+
+def _how(status: int | None) -> str:
+    """How a process ended, in words; `status` as `Child.exit_status`."""
+    if status is None or status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal, of which only the first and the last have names
+        return f"signal {-status}"
