@@ -10,7 +10,9 @@ Invariants
 """
 
 import asyncio
+import contextlib
 import shutil
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,14 +49,15 @@ class Preparing:
 
     async def resume(self, rows: list[Any]) -> None:
         """At a start: take up what an earlier broker left. Snapshots are begun anew, nobody waits for them."""
-        tasks = []
+        tried = []
         for row in rows:
             if row.state == "preparing":
                 self.prepare(row.id, CampaignSpec.from_map(row.spec))
             else:
-                tasks.append(self._begin(row.id, self._take_up(row)))
-        if tasks:
-            await asyncio.wait(tasks, timeout=START_S)
+                tried.append(asyncio.Event())
+                self._begin(row.id, self._take_up(row, tried[-1]))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*(event.wait() for event in tried)), START_S)
 
     async def checked(self, number: int) -> None:
         """Wait until a campaign has left `preparing`. Raises the EcmError that sent it back to draft."""
@@ -86,11 +89,10 @@ class Preparing:
 
     # steps
 
-    def _begin(self, number: int, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=f"prepare {number}")
+    def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"prepare {number}")
         self._tasks[number] = task
         task.add_done_callback(partial(self._done, number))
-        return task
 
     def _done(self, number: int, task: asyncio.Task[None]) -> None:
         """An EcmError is told to who waits and stands in the campaign; any other fault is the broker's."""
@@ -109,7 +111,7 @@ class Preparing:
             await self._back_to_draft(number, error)
             raise
         # Also one that was cancelled meanwhile: its people are then counted as cancelled.
-        await self._take_up(await self._engine.store_call(store_campaigns.get, number))
+        await self._take_up(await self._engine.store_call(store_campaigns.get, number), asyncio.Event())
 
     async def _snapshot(self, number: int, spec: CampaignSpec) -> dict[str, Any]:
         """Have the files made while the relays are spoken with. When it raises, nobody is at the files any more."""
@@ -139,20 +141,25 @@ class Preparing:
                 await self._campaigns.set_state(number, "draft", reason | {"since": self._now_text()})
         log.warning("campaign not launched", campaign=number, code=error.code, reason=error.message)
 
-    async def _take_up(self, row: Any) -> None:
+    async def _take_up(self, row: Any, tried: asyncio.Event) -> None:
         """Take a campaign into memory; as long as its files cannot be used it says why, and is tried again."""
         while True:
             try:
                 await self._campaigns.adopt(row)
-            except (OSError, FileFault) as error:
-                log.error("campaign not taken up", campaign=row.id, reason=str(error))
-                hint = "free or mend the disk; it is tried again by itself"
-                reason = {"code": "disk", "message": str(error), "hint": hint, "since": self._now_text()}
-                if row.state in ACTIVE:
-                    await self._engine.store_call(store_campaigns.set_state, row.id, row.state, reason)
-                await asyncio.sleep(AGAIN_S)
-            else:
                 return
+            except (OSError, FileFault, EcmError) as error:
+                log.error("campaign not taken up", campaign=row.id, reason=str(error))
+                await self._say_why_not(row, str(error))
+            finally:
+                tried.set()
+            await asyncio.sleep(AGAIN_S)
+
+    async def _say_why_not(self, row: Any, fault: str) -> None:
+        hint = "free or mend the disk; it is tried again by itself"
+        reason = {"code": "disk", "message": fault, "hint": hint, "since": self._now_text()}
+        with contextlib.suppress(EcmError):  # then the log has to do
+            if row.state in ACTIVE:
+                await self._engine.store_call(store_campaigns.set_state, row.id, row.state, reason)
 
     def _now_text(self) -> str | None:
         return rfc3339(self._engine.clock.now_ns() / 1e9)
