@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from broker.account import account_of, count_open, ended_account, rate_of
+from broker.breaker import Verdict
 from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError
 from broker.contract.log import log
@@ -145,6 +146,7 @@ class Campaigns:
             priority=spec.priority,
             uncertain=spec.uncertain,
             give_up_s=spec.give_up_s or self._engine.settings.retry.give_up_s,
+            breaker=spec.breaker,
             gapped=bool(spec.rate.wait_ms or spec.rate.cooldown_ms),
             relays=relays,
             barred=barred,
@@ -175,14 +177,26 @@ class Campaigns:
     async def pause(self, number: int) -> dict[str, Any]:
         """Stop sending a campaign. The account counts what is still owed a reply as in_flight."""
         await self.preparing.taken_up(number)
-        reason = {"code": "paused", "message": "paused by the operator", "hint": f"ctl campaign resume {number}"}
         async with self.turn:
             campaign = self.running.get(number)
             if campaign is None or campaign.state not in SENDING:
                 raise _wrong_state("pause", "a running campaign", await self.state(number))
-            await self.set_state(number, "paused", reason | {"since": self._now_text()})
+            await self._paused(campaign, "paused", "paused by the operator")
         await self._stop_leases(campaign, RETURN)
         return await self._live_account(campaign)
+
+    async def trip(self, campaign: Running, verdict: Verdict) -> None:
+        """Pause a campaign whose breaker has tripped, and say which."""
+        async with self.turn:
+            if campaign.state not in SENDING or campaign.ended:
+                return
+            log.error("campaign tripped", campaign=campaign.id, breaker=verdict.name, reason=verdict.message)
+            await self._paused(campaign, "breaker", verdict.message)
+        await self._stop_leases(campaign, RETURN)
+
+    async def _paused(self, campaign: Running, code: str, message: str) -> None:
+        reason = {"code": code, "message": message, "hint": f"ctl campaign resume {campaign.id}"}
+        await self.set_state(campaign.id, "paused", reason | {"since": self._now_text()})
 
     async def resume(self, number: int) -> dict[str, Any]:
         """Let a paused campaign go on."""
@@ -191,6 +205,7 @@ class Campaigns:
             campaign = self.running.get(number)
             if campaign is None or campaign.state != "paused":
                 raise _wrong_state("resume", "a paused campaign", await self.state(number))
+            campaign.judged = self._engine.tally(campaign)  # mended, we trust: the breaker begins anew
             await self.set_state(number, "running", None)
         self._engine.wake()
         return await self._live_account(campaign)

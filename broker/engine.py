@@ -10,13 +10,14 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import zmq.asyncio
 
 from broker.actors_socket import ActorsSocket
 from broker.arena_tables import Tables
+from broker.breaker import Tally
 from broker.campaigns import Campaigns
 from broker.contract.boot import Boot, process_starttime
 from broker.contract.errors import EcmError
@@ -345,7 +346,11 @@ class Engine:
 
     def sent_by(self, campaign: Running) -> int:
         """Messages of a campaign accepted since the engine started."""
-        return campaign.sent_folded + sum(counts.sent for counts in self.leases.counted(campaign.leases.values()))
+        return self.tally(campaign).sent
+
+    def tally(self, campaign: Running) -> Tally:
+        """Events of a campaign since the engine started, leases under way included."""
+        return reduce(Tally.plus, self.leases.counted(campaign.leases.values()), campaign.tally)
 
     def rates_now(self) -> tuple[float, float]:
         """(sent, attempted) a second over the last five seconds."""

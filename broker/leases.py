@@ -213,7 +213,7 @@ class Leases:
         if counts is None:
             return
         self.totals.add(counts)
-        lease.campaign.sent_folded += counts.sent
+        lease.campaign.tally = lease.campaign.tally.plus(counts)
         lease.campaign.passed += counts.attempted / lease.campaign.weight
 
     def live(self) -> dict[int, Counters]:

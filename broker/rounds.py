@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from broker.account import rate_of
+from broker.breaker import judge
 from broker.contract.timefmt import rfc3339
 from broker.running import SENDING, Phase, Running
 from broker.scheduler import SenderLoad, plan
@@ -111,10 +112,12 @@ class Rounds:
         engine, now = self._engine, time.monotonic()
         totals = engine.totals()
         self._samples.append((now, totals["sent"], totals["attempted"]))
-        live = engine.leases.live()
         for campaign in engine.campaigns.running.values():
-            sent = campaign.sent_folded + sum(live[n].sent for n in campaign.leases if n in live)
-            campaign.samples.append((now, sent))
+            tally = engine.tally(campaign)
+            campaign.samples.append((now, tally.sent))
+            verdict = judge(campaign.breaker, tally.minus(campaign.judged))
+            if verdict is not None and campaign.state in SENDING:
+                engine.task(engine.campaigns.trip(campaign, verdict))
 
     def _relays(self) -> None:
         """Campaigns that cannot send wait, and say why; they go on by themselves when the cause is gone."""

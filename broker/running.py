@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from broker.breaker import Tally
+from broker.contract.campaign import Breaker
 from shm.files.ledger import Counts, Ledger, Policy, States
 from shm.files.ledger_states import earliest
 
@@ -83,6 +85,7 @@ class Running:
     priority: int
     uncertain: Policy  # "resend" or "hold"
     give_up_s: int
+    breaker: Breaker
     gapped: bool  # has a least gap between attempts: one sender at a time serves it
     relays: list[tuple[int, int]]  # (index in the relay table, weight)
     shards: dict[int, ShardState]
@@ -98,7 +101,8 @@ class Running:
     leases: dict[int, Lease] = field(default_factory=dict)
     fresh: deque[int] = field(default_factory=deque)
     later: list[tuple[int, int]] = field(default_factory=list)  # heap of (due second, shard number)
-    sent_folded: int = 0  # sent by leases that have ended
+    tally: Tally = field(default_factory=Tally)  # events of leases that have ended, since the engine started
+    judged: Tally = field(default_factory=Tally)  # where the breaker began to judge
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=24))
     busy: int = 0  # shards a worker thread is at
     cancelling: bool = False

@@ -40,6 +40,8 @@ def troubled(lease: Lease, row: int, concluded: Concluded, place: int, now_s: in
     if reply is not None and outcome.state is not States.SENT:
         _keep_text(lease, row, str(reply))
     answer = (0, None, place, now_s) if reply is None else (reply.code, reply.enhanced, place, now_s)
+    if outcome.blame == "sender":
+        lease.words[counters.SENDER_FAULT] += 1
     match outcome.state:
         case States.DEFERRED:
             _deferred(lease, row, outcome, answer)

@@ -7,8 +7,11 @@ Invariants
   tenant is the same before and after, so nobody is credited with another lease's numbers.
 - Within one tenant every word only grows.
 
-# offset  0        8           16     24         32        40       48          56           64          72 .. 127
-#         | tenant | attempted | sent | deferred | bounced | failed | uncertain | suppressed | cancelled | zero
+# offset  0        8           16     24         32        40       48          56           64
+#         | tenant | attempted | sent | deferred | bounced | failed | uncertain | suppressed | cancelled |
+# offset  72             80 .. 127
+#         | sender_fault | zero
+# sender_fault: attempts refused for a fault of ours (block list, authentication); counted under deferred too
 # row: (actor, lease slot)   writer: that actor   tenant: lease number, 0 = nobody
 """
 
@@ -32,6 +35,7 @@ __all__ = [
     "DEFERRED",
     "FAILED",
     "NAMES",
+    "SENDER_FAULT",
     "SENT",
     "SUPPRESSED",
     "TABLES",
@@ -41,19 +45,19 @@ __all__ = [
     "Counts",
 ]
 
-NAMES = ("attempted", "sent", "deferred", "bounced", "failed", "uncertain", "suppressed", "cancelled")
+NAMES = ("attempted", "sent", "deferred", "bounced", "failed", "uncertain", "suppressed", "cancelled", "sender_fault")
 COUNTERS = record([("tenant", "<i8"), *((name, "<i8") for name in NAMES)], LANE)
 assert word_of(COUNTERS, "cancelled") == 8, "layout is read by other processes: raise LAYOUT_VERSION instead"
 
 TABLES = (Table("counters", COUNTERS, ("actors", "slots"), "actor"),)
 
-TENANT, ATTEMPTED, SENT, DEFERRED, BOUNCED, FAILED, UNCERTAIN, SUPPRESSED, CANCELLED = range(9)
+TENANT, ATTEMPTED, SENT, DEFERRED, BOUNCED, FAILED, UNCERTAIN, SUPPRESSED, CANCELLED, SENDER_FAULT = range(10)
 _WORDS = LANE // 8
 _READS_MAX = 4  # a row changes its tenant at most once per lease: a reader that fails twice met a stopped writer
 
 
 class Counts(NamedTuple):
-    """The eight counts of one tenant."""
+    """The counts of one tenant."""
 
     attempted: int
     sent: int
@@ -63,6 +67,7 @@ class Counts(NamedTuple):
     uncertain: int
     suppressed: int
     cancelled: int
+    sender_fault: int
 
 
 class CounterTable:
@@ -82,7 +87,7 @@ class CounterTable:
         at = (row * self._slots + slot) * _WORDS
         words = self._words[at : at + _WORDS]
         words[TENANT] = 0
-        for word in range(ATTEMPTED, CANCELLED + 1):
+        for word in range(ATTEMPTED, SENDER_FAULT + 1):
             words[word] = 0
         words[TENANT] = number
         return words
@@ -95,7 +100,7 @@ class CounterTable:
         words = self._words
         for _ in range(_READS_MAX):
             tenant = words[at + TENANT]
-            counts = words[at + ATTEMPTED : at + CANCELLED + 1].tolist()
+            counts = words[at + ATTEMPTED : at + SENDER_FAULT + 1].tolist()
             if tenant == 0:
                 return None
             if words[at + TENANT] == tenant:
@@ -103,11 +108,11 @@ class CounterTable:
         return None
 
     def totals(self) -> npt.NDArray[np.int64]:
-        """Return int64[actors, slots, 9], tenants first: a copy, each word read once.
+        """Return int64[actors, slots, 10], tenants first: a copy, each word read once.
 
         Rows whose tenant changed meanwhile read as nobody's (all zero), so that they are counted a moment later.
         """
-        view = self._table.view(np.int64).reshape(*self._table.shape, _WORDS)[..., : CANCELLED + 1]
+        view = self._table.view(np.int64).reshape(*self._table.shape, _WORDS)[..., : SENDER_FAULT + 1]
         copy = view.copy()
         copy[copy[..., TENANT] != view[..., TENANT]] = 0
         return copy
