@@ -4,13 +4,14 @@
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from broker.contract.errors import EcmError
+from broker.contract.errors import EcmError, plainly
 
 __all__ = ["main"]
 
@@ -27,10 +28,17 @@ def main() -> int:
 
         serve(Path(options.state), Path(options.config) if options.config else None, _reporter(options.ready_fd))
     except EcmError as error:
-        _report(options.ready_fd, {"error": error.to_map()})
-        sys.stderr.write(error.text() + "\n")
-        return error.exit
+        return _failed(options.ready_fd, error)
+    except OSError as error:  # a full disk, most of all: then the log may have taken nothing
+        code = "disk_full" if error.errno == errno.ENOSPC else "io_failed"
+        return _failed(options.ready_fd, EcmError(code, f"the engine cannot run: {plainly(error)}"))
     return 0
+
+
+def _failed(ready_fd: int | None, error: EcmError) -> int:
+    _report(ready_fd, {"error": error.to_map()})
+    sys.stderr.write(error.text() + "\n")
+    return error.exit
 
 
 def _reporter(ready_fd: int | None) -> Any:

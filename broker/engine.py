@@ -20,7 +20,7 @@ from broker.arena_tables import Tables
 from broker.breaker import Tally
 from broker.campaigns import Campaigns
 from broker.contract.boot import Boot, process_starttime
-from broker.contract.errors import EcmError
+from broker.contract.errors import EcmError, plainly
 from broker.contract.log import log
 from broker.contract.machine import Machine
 from broker.contract.paths import StateDir
@@ -230,7 +230,7 @@ class Engine:
                 campaign.unsettle(shard)
                 campaign.settle(shard, counts)
             except (OSError, FileFault) as error:
-                self.on_fault(campaign, str(error))
+                self.on_fault(campaign, plainly(error))
             shard.phase = Phase.IDLE
             campaign.busy -= 1
             campaign.file(shard)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from broker.contract.errors import plainly
 from broker.custody import CLEARED_ROWS, SUSPECT_DEATHS, Custody, Returned
 from broker.running import Lease, Phase, Running, ShardState
 from shm.files.durable import FileFault
@@ -116,7 +117,7 @@ class Leases:
         except (OSError, FileFault) as error:
             self._taken.discard((row, slot))
             shard.phase = Phase.IDLE
-            self._on_fault(campaign, str(error))
+            self._on_fault(campaign, plainly(error))
             campaign.file(shard)
             return
         finally:
@@ -203,7 +204,7 @@ class Leases:
                 settle = partial(self._custody.settle, lease, dead=dead, now_s=self._now_s())
                 returned: Returned = await self._work(settle)
             except (OSError, FileFault) as error:
-                self._on_fault(lease.campaign, str(error))
+                self._on_fault(lease.campaign, plainly(error))
                 await asyncio.sleep(DISK_RETRY_S)
             else:
                 return returned

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broker.contract.campaign import CampaignSpec
-from broker.contract.errors import EcmError
+from broker.contract.errors import EcmError, plainly
 from broker.contract.log import log
 from broker.contract.timefmt import rfc3339
 from broker.running import ACTIVE
@@ -148,8 +148,8 @@ class Preparing:
                 await self._campaigns.adopt(row)
                 return
             except (OSError, FileFault, EcmError) as error:
-                log.error("campaign not taken up", campaign=row.id, reason=str(error))
-                await self._say_why_not(row, str(error))
+                log.error("campaign not taken up", campaign=row.id, reason=plainly(error))
+                await self._say_why_not(row, plainly(error))
             finally:
                 tried.set()
             await asyncio.sleep(AGAIN_S)

@@ -24,7 +24,7 @@ from broker.locks import actors_gone
 from broker.running import ShardState
 from shm.arena import Arena
 from shm.files.ledger import Policy, Recovered
-from shm.live.heartbeat import Heartbeats
+from shm.live.heartbeat import Heartbeats, Kind
 
 __all__ = ["Recovery", "end_orphans"]
 
@@ -64,7 +64,7 @@ def _kill_actors(arena_name: str) -> None:
     try:
         for row in Heartbeats(arena).rows():
             if row.pid and row.pid != os.getpid() and row.starttime and process_starttime(row.pid) == row.starttime:
-                log.warning("orphan ended", pid=row.pid, kind=row.kind)
+                log.warning("orphan ended", pid=row.pid, kind=Kind(row.kind).name.lower())
                 with contextlib.suppress(ProcessLookupError):  # it may have ended by itself in between
                     os.kill(row.pid, signal.SIGKILL)
     finally:

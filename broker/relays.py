@@ -21,7 +21,6 @@ from shm.live.relays import RelayState, RelayTable
 __all__ = ["RelayView", "Relays", "allowances"]
 
 CHECK_S_MAX = 20.0  # connect, greeting, EHLO, TLS and AUTH of a slow relay
-PROBE_S = 20.0  # longer than the longest pause a sender makes between two tries
 DOWN_S = 2.0  # no connection and only failures for this long: campaigns on it wait
 
 
@@ -57,7 +56,6 @@ class Relays:
         self.names = list(settings.relays)
         self._alone_since: dict[int, float] = {}  # relay -> monotonic time since when it only fails
         self._failures: dict[int, int] = {}
-        self._failed_at: dict[int, float] = {}
         self._down: dict[int, str] = {}
         self._publish()
 
@@ -153,11 +151,7 @@ class Relays:
         )
 
     def watch(self) -> None:
-        """Look who fails: a relay without a connection whose failures grow for `DOWN_S` is down, until one opens.
-
-        A relay nobody has tried for `PROBE_S` is not called down any longer, so that a lease tries it again: its
-        senders try only while they hold mail for it.
-        """
+        """Look who fails: a relay without a connection whose failures grow for `DOWN_S` is down, until one opens."""
         now = time.monotonic()
         for index, name in enumerate(self.names):
             rows = [self._table.use(row, index) for row in self._rows]
@@ -168,13 +162,9 @@ class Relays:
                     log.info("relay recovered", relay=name)
             elif failures > self._failures.get(index, 0):
                 since = self._alone_since.setdefault(index, now)
-                self._failed_at[index] = now
                 if now - since >= DOWN_S and index not in self._down:
                     self._down[index] = self._last_fault(name)
                     log.error("relay down", relay=name, reason=self._down[index])
-            elif index in self._down and now - self._failed_at[index] > PROBE_S:
-                del self._down[index], self._alone_since[index]
-                log.info("relay tried again", relay=name)
             self._failures[index] = failures
 
     def _last_fault(self, name: str) -> str:

@@ -70,7 +70,7 @@ def serve(root: Path, config: Path | None, report: Report) -> None:
 
 
 def _on_signals(handler: Any) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, handler)
 
 
@@ -86,7 +86,7 @@ async def _live(
 
     engine = Engine(state, settings, machine, tables, _instance(state), start_id)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: engine.request_stop(now=engine.stopping))
     try:
         engine.spawn()
@@ -139,7 +139,7 @@ def _note_start(state: StateDir, start_id: str) -> None:
 
     text = json.dumps({"pid": os.getpid(), "started": time.time(), "start_id": start_id})
     state.started.write_text(text)
-    state.started.chmod(0o600)
+    state.started.chmod(0o640)  # who may use the socket may know whether anybody listens
 
 
 def _clean(state: StateDir, tables: Tables) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["CODES", "EcmError"]
+__all__ = ["CODES", "EcmError", "plainly"]
 
 CODES: dict[str, tuple[int, str]] = {
     # What the user wrote is wrong: exit 2.
@@ -156,3 +156,10 @@ class EcmError(Exception):
 
     def __reduce__(self) -> tuple[Callable[[Mapping[str, Any]], EcmError], tuple[dict[str, Any]]]:
         return (type(self).from_map, (self.to_map(),))
+
+
+def plainly(error: Exception) -> str:
+    """What an exception says, for people: of one from the system, the file and the system's words, without a number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
