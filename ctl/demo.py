@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from ctl import output
 from ctl.modules import program
@@ -33,6 +35,7 @@ SHOWN = 3
 SINK_S = 20.0  # until the sink must listen, and later end
 LOG_LINES = 20
 BODY_LINES = 8
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEADERS = ("From", "To", "Subject", "Date", "Message-ID", "List-Unsubscribe", "List-Unsubscribe-Post", "Content-Type")
 
 # Names and towns that need every part of a mail's encodings.
@@ -48,9 +51,9 @@ class DemoError(Exception):
 def main() -> int:
     """Run the demo. Returns the exit status."""
     output.prepare()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     demo = Demo(Path(tempfile.mkdtemp(prefix="ecm-demo-", dir="/tmp")))  # short: sockets lie in it
+    for number in SIGNALS:
+        signal.signal(number, demo.on_signal)
     try:
         demo.run()
     except (DemoError, OSError, subprocess.SubprocessError) as error:
@@ -65,10 +68,6 @@ def main() -> int:
     return 0
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 class Demo:
     """One run in a directory of its own."""
 
@@ -78,6 +77,7 @@ class Demo:
         self._kept = place / "sink"
         self._sink: subprocess.Popen[str] | None = None
         self._starting: subprocess.Popen[bytes] | None = None
+        self._held = self._signalled = False
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ECM_")}
 
     def run(self) -> None:
@@ -95,14 +95,32 @@ class Demo:
         self._show_messages()
         output.line(_rate_in_words(account))
 
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """Interrupt what is being done, or what follows it if that may not be interrupted."""
+        self._signalled = True
+        if not self._held:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """A process is made and noted, or neither: one that is not noted would never be ended."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._signalled:
+            raise KeyboardInterrupt
+
     # steps
 
     def _start_sink(self) -> tuple[str, int]:
         command = program("ctl.main", ("sink", "--port", "0", "--json", "--keep", str(self._kept)))
-        self._sink = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self._environment,
-            start_new_session=True,  # Ctrl-C reaches us alone: we end it when nobody speaks with it any more
-        )  # fmt: skip
+        with self._uninterrupted():
+            self._sink = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self._environment,
+                start_new_session=True,  # Ctrl-C reaches us alone: we end it when nobody speaks with it any more
+            )  # fmt: skip
         assert self._sink.stdout is not None
         line = self._sink.stdout.readline()
         if not line:
@@ -112,7 +130,8 @@ class Demo:
 
     def _start_engine(self) -> None:
         command = self._command("start", "--config", str(self._place / "ecm.toml"))
-        self._starting = subprocess.Popen(command, env=self._environment, start_new_session=True)
+        with self._uninterrupted():
+            self._starting = subprocess.Popen(command, env=self._environment, start_new_session=True)
         if self._starting.wait():
             raise DemoError("the engine did not start")
 
@@ -173,7 +192,7 @@ class Demo:
 
     def clean(self) -> None:
         """Stop everything and remove everything; another Ctrl-C does not stop that."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         if self._starting is not None:
             self._starting.wait()  # an engine on its way up could not be told to stop

@@ -42,7 +42,7 @@ class Talk:
 
     def campaign(self, campaign: Mapping[str, Any]) -> None:
         """Say what is new about a campaign, if anything is."""
-        if campaign["state"] == "preparing" or campaign["audience"] is None:
+        if campaign["state"] in ("preparing", "finished", "cancelled") or campaign["audience"] is None:
             return
         if not self._sending:
             self._sending = True

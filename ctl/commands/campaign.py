@@ -226,16 +226,13 @@ def follow(
 
 def finished(campaign: dict[str, Any]) -> None:
     """Print the account of a campaign that has ended. Raises EcmError campaign_cancelled if it was cancelled."""
-    cancelled = campaign["state"] == "cancelled"
+    name, sent, audience = campaign["name"], output.number(campaign["sent"]), output.number(campaign["audience"])
+    took = f" in {output.duration(campaign['seconds'])}" if campaign["seconds"] else ""
+    output.say(f"campaign {name} is {campaign['state']}: {sent} of {audience} sent{took}")
     if not options().json:
-        name, sent = campaign["name"], output.number(campaign["sent"])
-        took = f" in {output.duration(campaign['seconds'])}" if campaign["seconds"] else ""
-        output.say(
-            f"campaign {name} is {campaign['state']}: {sent} of {output.number(campaign['audience'])} sent{took}"
-        )
         output.account(campaign)
-    if cancelled:
-        raise EcmError("campaign_cancelled", f"campaign `{campaign['name']}` was cancelled", count=campaign["sent"])
+    if campaign["state"] == "cancelled":
+        raise EcmError("campaign_cancelled", f"campaign `{name}` was cancelled", count=campaign["sent"])
     if options().json:
         output.document(campaign)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -26,15 +27,13 @@ def begin(cwd: Path, **variables: str) -> subprocess.Popen[str]:
 
 
 def of(place: str) -> list[int]:
-    """Pids of processes that were started with this directory on their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if place.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
+    """Pids of processes that have a file in this directory open: they rename themselves, command lines say nothing."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(link.readlink()).startswith(place):
+                found.add(int(link.parts[2]))
+    return sorted(found)
 
 
 def place_of(text: str) -> str:

@@ -67,7 +67,7 @@ def test_a_campaign_is_sent_to_its_end(engine: StartEngine, sink: StartSink) -> 
 
 def test_rows_that_cannot_be_mailed_are_accounted_for(engine: StartEngine, sink: StartSink) -> None:
     """Rejected rows, duplicates, bounces and deferrals: the account adds up; bounces are no failure of the command."""
-    running = engine(relay=sink().port, settings="[retry]\nfirst_s = 1\nmax_s = 1\n")
+    running = engine(relay=sink().port, settings="[retry]\nfirst_s = 2\nmax_s = 2\n")
     path = running.campaign("news", 0)
     people = "".join(f"reader-{n}@example.com,Zoë\n" for n in range(40))
     break_recipients(
