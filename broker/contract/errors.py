@@ -23,7 +23,6 @@ CODES: dict[str, tuple[int, str]] = {
     "unknown_key": (2, "a key that does not exist"),
     "missing_key": (2, "a key that must be there is not"),
     "invalid_toml": (2, "a file that is not TOML"),
-    "invalid_json": (2, "text that is not JSON"),
     "settings_invalid": (2, "settings that cannot work together"),
     "no_unsubscribe": (2, "marketing mail without a way to unsubscribe"),
     "bad_header": (2, "a header that would break the message"),
