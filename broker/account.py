@@ -7,11 +7,12 @@ an account is true at any moment, whoever died in between. Times leave as RFC 33
 from collections.abc import Iterable
 from typing import Any
 
+from broker.contract.limits import Rate
 from broker.contract.timefmt import rfc3339
 from broker.running import Running
 from shm.files.ledger import Counts, Ledger
 
-__all__ = ["ACCOUNT_COUNTS", "account_of", "count_open", "counts_map", "ended_account", "rate_of"]
+__all__ = ["ACCOUNT_COUNTS", "account_of", "count_open", "counts_map", "ended_account", "rate_of", "sustained"]
 
 ACCOUNT_COUNTS = (
     "pending", "in_flight", "deferred", "sent", "bounced", "failed", "suppressed", "cancelled", "uncertain",
@@ -46,10 +47,20 @@ def rate_of(samples: Iterable[tuple[float, int]], now: float, sent: int) -> floa
     return round((sent - window[0][1]) / (now - window[0][0]), 1)
 
 
-def _eta(counts: Counts, per_second: float, state: str) -> float | None:
-    if state != "running" or per_second <= 0 or not counts.pending + counts.in_flight:
+def sustained(rate: Rate) -> float | None:
+    """Messages a second that limits allow in the long run, None if any; a burst says nothing about it."""
+    spans = ((rate.per_second, 1.0), (rate.per_minute, 60.0), (rate.per_hour, 3600.0), (rate.per_day, 86400.0))
+    limits = [limit / span for limit, span in spans if limit]
+    if rate.wait_ms:
+        limits.append(1000.0 / rate.wait_ms)
+    return min(limits, default=None)
+
+
+def _eta(counts: Counts, per_second: float, campaign: Running) -> float | None:
+    left = counts.pending + counts.in_flight
+    if campaign.state != "running" or per_second <= 0 or not left:
         return None
-    return round((counts.pending + counts.in_flight) / per_second, 1)
+    return round(left / min(per_second, campaign.sustained or per_second), 1)
 
 
 def account_of(campaign: Running, counts: Counts, per_second: float, limit: dict[str, Any] | None) -> dict[str, Any]:
@@ -72,11 +83,12 @@ def account_of(campaign: Running, counts: Counts, per_second: float, limit: dict
         "attempts": counts.attempts,
         "resent": counts.resent,
         "per_second": per_second,
-        "eta_s": _eta(counts, per_second, campaign.state),
+        "eta_s": _eta(counts, per_second, campaign),
         "seconds": round((last - first) / 1e9, 3) if first and last >= first else None,
         "next_attempt": rfc3339(counts.next_attempt_s) if counts.deferred and counts.next_attempt_s else None,
         "limit": limit,
         "progress": None,
+        "warnings": facts.get("warnings") or [],
     }
 
 
@@ -107,4 +119,5 @@ def ended_account(row: Any, progress: dict[str, Any] | None = None) -> dict[str,
         "next_attempt": None,
         "limit": None,
         "progress": progress,
+        "warnings": counts.get("warnings") or [],
     }

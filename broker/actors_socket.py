@@ -34,7 +34,9 @@ class ActorsSocket:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.bind(ipc(state.actors_socket(start_id)))
+        path = state.actors_socket(start_id)
+        self._socket.bind(ipc(path))
+        path.chmod(0o600)
 
     def tell(self, actors: Iterable[str], message: dict[str, Any]) -> None:
         """Send a message to each of these actors; one that is not connected (yet, or any more) misses it."""

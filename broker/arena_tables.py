@@ -55,6 +55,7 @@ def make_tables(state: StateDir, machine: Machine, start_id: str, wall_ns: int, 
     slots = place(machine)
     name = f"ecm-{start_id}"
     state.arena_name.write_text(name)
+    state.arena_name.chmod(0o600)
     shape = Shape(actors=len(slots) + 1)
     try:
         arena = Arena.create(name, shape, start_id, machine.boot_id or "")

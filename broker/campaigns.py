@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from broker.account import account_of, count_open, ended_account, rate_of
+from broker.account import account_of, count_open, ended_account, rate_of, sustained
 from broker.breaker import Verdict
 from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError
@@ -147,6 +147,7 @@ class Campaigns:
             uncertain=spec.uncertain,
             give_up_s=spec.give_up_s or self._engine.settings.retry.give_up_s,
             breaker=spec.breaker,
+            sustained=sustained(spec.rate),
             gapped=bool(spec.rate.wait_ms or spec.rate.cooldown_ms),
             relays=relays,
             barred=barred,
@@ -274,7 +275,8 @@ class Campaigns:
         self._engine.pacing.forget(campaign)
         names = ("audience", "sent", "bounced", "failed", "suppressed", "cancelled", "uncertain")
         log.info("campaign ended", campaign=campaign.id, state=state, **{name: account[name] for name in names})
-        self._engine.events.publish("campaign", f"campaign.{state}", campaign=campaign.id, data=account)
+        final = await self.account(campaign.id)
+        self._engine.events.publish("campaign", f"campaign.{state}", campaign=campaign.id, data=final)
 
     async def waiting(self, campaign: Running, reason: dict[str, Any] | None) -> None:
         """Say that a campaign waits (with the reason) or goes on (None). The state of one that is paused stays."""
@@ -303,7 +305,7 @@ class Campaigns:
 
     # helpers
 
-    async def set_state(self, number: int, state: str, reason: dict[str, Any] | None, **times: float) -> None:
+    async def set_state(self, number: int, state: str, reason: dict[str, Any] | None, **times: float | None) -> None:
         await self._engine.store_call(store_campaigns.set_state, number, state, reason, **times)
         campaign = self.running.get(number)
         if campaign is not None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from broker.contract.errors import EcmError
@@ -30,6 +30,8 @@ __all__ = ["OFFER_AGAIN_S", "Jobs", "Progress", "Work"]
 
 OFFER_AGAIN_S: Final = 2.0
 """How long an offer may go unanswered."""
+
+UNKEPT_MAX: Final = 1000
 
 _TIED = frozenset({"snapshot", "check"})  # kinds that mean nothing once the broker that asked is gone
 
@@ -73,6 +75,7 @@ class Jobs:
         self._send_loader = send_loader
         self._now_s = now_s
         self._open: dict[int, _Open] = {}
+        self._unkept: dict[int, EcmError] = {}  # ends that the store could not take, for whoever asks before a restart
         self._work: dict[str, Work] = {}
         self._repeating: asyncio.Task[None] | None = None
 
@@ -114,6 +117,8 @@ class Jobs:
         known = self._open.get(job)
         if known is not None:
             return await asyncio.shield(known.ended)
+        if job in self._unkept:
+            raise self._unkept[job]
         row: JobRow = await self._store_call(store_jobs.get, job)
         if row.error is not None:
             raise EcmError.from_map(row.error)
@@ -123,6 +128,9 @@ class Jobs:
         """{"job", "kind", "state", "progress", "result", "error"}. Raises EcmError unknown_job."""
         row: JobRow = await self._store_call(store_jobs.get, job)
         known = self._open.get(job)
+        unkept = self._unkept.get(job)
+        if unkept is not None:
+            row = replace(row, state="failed", error=unkept.to_map())
         return {
             "job": row.id,
             "kind": row.kind,
@@ -249,6 +257,9 @@ class Jobs:
             await self._store_call(change, known.row.id, outcome, self._now_s())
         except EcmError as error:
             log.error("job's end not kept", job=known.row.id, reason=error.message)
+            self._unkept[known.row.id] = error
+            while len(self._unkept) > UNKEPT_MAX:
+                del self._unkept[next(iter(self._unkept))]
             known.ended.set_exception(error)
             return False
         finally:

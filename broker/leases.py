@@ -128,6 +128,7 @@ class Leases:
             action = CANCEL if campaign.cancelling else RETURN
         lease = Lease(number, campaign, shard, row, slot, epoch, ledger, gated, relay, retry, action, time.monotonic())
         campaign.unsettle(shard)
+        campaign.given[relay] = campaign.given.get(relay, 0) + shard.rows
         campaign.leases[number] = lease
         self.open[number] = lease
         self._pacing.opened(lease)

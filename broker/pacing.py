@@ -94,15 +94,11 @@ class Pacing:
     def choose_relay(self, campaign: Running, row: int, relays: Relays) -> int:
         """The relay that a new lease of the sender in `row` uses.
 
-        Of those that it may open connections to and that work, the one furthest below its weight's share of leases.
+        Of those that it may open connections to and that work, the one furthest below its weight's share of rows.
         """
         mine = [(i, w) for i, w in campaign.relays if i in relays.open_to(row)]
         able = [(i, w) for i, w in mine if not relays.down([i])] or mine
-        held = {index: 0 for index, _ in able}
-        for lease in campaign.leases.values():
-            if lease.relay in held:
-                held[lease.relay] += 1
-        return min(able, key=lambda item: ((held[item[0]] + 1) / item[1], item[0]))[0]
+        return min(able, key=lambda item: (campaign.given.get(item[0], 0) / item[1], item[0]))[0]
 
     def opened(self, lease: Lease) -> None:
         """A lease begins; called before its offer is published."""

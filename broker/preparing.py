@@ -138,7 +138,7 @@ class Preparing:
         async with self._campaigns.turn:
             if await self._campaigns.state(number) == "preparing":
                 reason = {name: value for name, value in error.to_map().items() if name != "exit"}
-                await self._campaigns.set_state(number, "draft", reason | {"since": self._now_text()})
+                await self._campaigns.set_state(number, "draft", reason | {"since": self._now_text()}, launched=None)
         log.warning("campaign not launched", campaign=number, code=error.code, reason=error.message)
 
     async def _take_up(self, row: Any, tried: asyncio.Event) -> None:
@@ -166,7 +166,8 @@ class Preparing:
 
 
 def _facts(result: dict[str, Any]) -> dict[str, Any]:
-    names = ("rows", "rejected", "duplicates", "rejects_file", "audience", "suppressed", "suppressed_position")
+    counted = ("rows", "rejected", "duplicates", "audience", "suppressed")
+    names = (*counted, "rejects_file", "suppressed_position", "warnings")
     return {name: result.get(name) for name in names}
 
 

@@ -21,6 +21,7 @@ from shm.live.relays import RelayState, RelayTable
 __all__ = ["RelayView", "Relays", "allowances"]
 
 CHECK_S_MAX = 20.0  # connect, greeting, EHLO, TLS and AUTH of a slow relay
+PROBE_S = 20.0  # longer than the longest pause a sender makes between two tries
 DOWN_S = 2.0  # no connection and only failures for this long: campaigns on it wait
 
 
@@ -56,6 +57,7 @@ class Relays:
         self.names = list(settings.relays)
         self._alone_since: dict[int, float] = {}  # relay -> monotonic time since when it only fails
         self._failures: dict[int, int] = {}
+        self._failed_at: dict[int, float] = {}
         self._down: dict[int, str] = {}
         self._publish()
 
@@ -151,7 +153,11 @@ class Relays:
         )
 
     def watch(self) -> None:
-        """Look who fails: a relay without a connection whose failures grow for `DOWN_S` is down, until one opens."""
+        """Look who fails: a relay without a connection whose failures grow for `DOWN_S` is down, until one opens.
+
+        One that nobody has tried for `PROBE_S` is no longer called down, so that the next lease tries it: while
+        another relay of its pool works, nobody else would.
+        """
         now = time.monotonic()
         for index, name in enumerate(self.names):
             rows = [self._table.use(row, index) for row in self._rows]
@@ -162,9 +168,12 @@ class Relays:
                     log.info("relay recovered", relay=name)
             elif failures > self._failures.get(index, 0):
                 since = self._alone_since.setdefault(index, now)
+                self._failed_at[index] = now
                 if now - since >= DOWN_S and index not in self._down:
                     self._down[index] = self._last_fault(name)
                     log.error("relay down", relay=name, reason=self._down[index])
+            elif index in self._down and now - self._failed_at[index] > PROBE_S:
+                del self._down[index], self._alone_since[index]
             self._failures[index] = failures
 
     def _last_fault(self, name: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from broker.account import rate_of
 from broker.breaker import judge
 from broker.contract.timefmt import rfc3339
+from broker.leases import RETURN, RUN
 from broker.running import SENDING, Phase, Running
 from broker.scheduler import SenderLoad, plan
 from shm.files.ledger import Ledger
@@ -124,6 +125,7 @@ class Rounds:
         engine = self._engine
         engine.relays.watch()
         for campaign in engine.campaigns.running.values():
+            self._move_on(campaign)
             cause = self._cause(campaign)
             if campaign.may_end and (cause is None or cause[0] != "disk"):
                 engine.task(engine.campaigns.conclude_if_done(campaign))  # a disk did not let it end at once
@@ -134,6 +136,15 @@ class Rounds:
                 code, message, hint = cause
                 reason = {"code": code, "message": message, "hint": hint, "since": since}
                 engine.task(engine.campaigns.waiting(campaign, reason))
+
+    def _move_on(self, campaign: Running) -> None:
+        """Call back leases whose relay is down while another of the campaign's works: they go on through that one."""
+        relays = self._engine.relays
+        if relays.down(_relays(campaign)) is not None:
+            return
+        for lease in campaign.leases.values():
+            if lease.action == RUN and relays.down([lease.relay]) is not None:
+                self._engine.leases.order(lease, RETURN)
 
     def _cause(self, campaign: Running) -> tuple[str, str, str] | None:
         """(code, message, hint) of what keeps a campaign from sending."""

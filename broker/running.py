@@ -86,6 +86,7 @@ class Running:
     uncertain: Policy  # "resend" or "hold"
     give_up_s: int
     breaker: Breaker
+    sustained: float | None  # messages a second that its limits allow in the long run; None = any
     gapped: bool  # has a least gap between attempts: one sender at a time serves it
     relays: list[tuple[int, int]]  # (index in the relay table, weight)
     shards: dict[int, ShardState]
@@ -109,6 +110,7 @@ class Running:
     faulted: float = 0.0  # monotonic time until which a failing disk keeps it waiting; 0 = none does
     fault: str = ""  # what the disk said
     ended: bool = False  # its final account is written
+    given: dict[int, int] = field(default_factory=dict)  # relay -> rows of the leases it was given
     passed: float = 0.0  # virtual time of the fair share: attempts / weight
 
     def file(self, shard: ShardState) -> None:

@@ -112,7 +112,7 @@ def test_a_shard_goes_out_and_comes_back_with_its_counts(scene: Scene) -> None:
         assert (scene.campaign.settled.pending, scene.campaign.settled.sent) == (3, 2)
         assert scene.campaign.due(NOW_S) == (1, None)
         assert scene.returned == [lease.number]
-        assert scene.campaign.sent_folded == scene.leases.totals.sent == 2
+        assert scene.campaign.tally.sent == scene.leases.totals.sent == 2
         await scene.offer()
         assert scene.shown()[0][1] == lease.number + 1, "a number is used once"
 
