@@ -24,6 +24,7 @@ pytest_plugins = [
     "tests.fixtures.engine",
     "tests.fixtures.instance",
     "tests.fixtures.sabotage",
+    "tests.fixtures.small_disk",
 ]
 
 MARK = "EMAIL_CAMPAIGN_TEST_SESSION"
