@@ -182,7 +182,7 @@ class Campaigns:
             campaign = self.running.get(number)
             if campaign is None or campaign.state not in SENDING:
                 raise _wrong_state("pause", "a running campaign", await self.state(number))
-            await self._paused(campaign, "paused", "paused by the operator")
+            await self.set_state(number, "paused", self._pause(campaign, "paused", "paused by the operator"))
         await self._stop_leases(campaign, RETURN)
         return await self._live_account(campaign)
 
@@ -192,12 +192,12 @@ class Campaigns:
             if campaign.state not in SENDING or campaign.ended:
                 return
             log.error("campaign tripped", campaign=campaign.id, breaker=verdict.name, reason=verdict.message)
-            await self._paused(campaign, "breaker", verdict.message)
+            await self._say(campaign, "paused", self._pause(campaign, "breaker", verdict.message))
         await self._stop_leases(campaign, RETURN)
 
-    async def _paused(self, campaign: Running, code: str, message: str) -> None:
-        reason = {"code": code, "message": message, "hint": f"ctl campaign resume {campaign.id}"}
-        await self.set_state(campaign.id, "paused", reason | {"since": self._now_text()})
+    def _pause(self, campaign: Running, code: str, message: str) -> dict[str, Any]:
+        hint = f"ctl campaign resume {campaign.id}"
+        return {"code": code, "message": message, "hint": hint, "since": self._now_text()}
 
     async def resume(self, number: int) -> dict[str, Any]:
         """Let a paused campaign go on."""
@@ -284,11 +284,15 @@ class Campaigns:
         async with self.turn:
             if campaign.ended or campaign.state not in SENDING or campaign.state == state:
                 return
-            try:
-                await self.set_state(campaign.id, state, reason)
-            except EcmError as error:  # a disk that takes nothing is what it may wait for: memory is enough to say so
-                log.error("state not kept", campaign=campaign.id, state=state, reason=error.message)
-                campaign.state, campaign.reason = state, reason
+            await self._say(campaign, state, reason)
+
+    async def _say(self, campaign: Running, state: str, reason: dict[str, Any] | None) -> None:
+        """Change a state without being asked to. What the disk does not take now stands in memory, which is enough."""
+        try:
+            await self.set_state(campaign.id, state, reason)
+        except EcmError as error:
+            log.error("state not kept", campaign=campaign.id, state=state, reason=error.message)
+            campaign.state, campaign.reason = state, reason
 
     async def check(self, spec: CampaignSpec) -> dict[str, Any]:
         """What a launch would say, without one: {"ok", "errors", "warnings", counts}."""

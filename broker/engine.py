@@ -154,7 +154,8 @@ class Engine:
                 log.error("actors did not end in time and were killed", names=[s.name for s in self.supervisor.alive()])
                 self.supervisor.kill_all()
             await asyncio.sleep(0.01)
-        while self.leases.open and time.monotonic() - began < DRAIN_S + NOW_S:
+        # Ledgers that a failing disk keeps from being settled: the next start recovers them.
+        while self.leases.open and time.monotonic() - began < (2 * NOW_S if self._stop_now else DRAIN_S + NOW_S):
             await asyncio.sleep(0.01)
         self._ended.set()
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 
 from broker.contract.errors import EcmError
+from shm.files.ledger import States
 from tests.fixtures.instance import Instance, StartInstance, arrivals, watching
 from tests.fixtures.sink import StartSink
 from tests.fixtures.small_disk import SmallDisk
 
 MEGABYTE = 1 << 20
+STOP_NOW_S = 15.0
 MakeDisk = Callable[[int], SmallDisk]
 
 
@@ -63,6 +66,59 @@ def test_a_campaign_under_way_goes_on_while_the_disk_is_full(
         account = engine.finished(campaign)
     assert account["sent"] == 2000
     assert set(arrivals(relay).values()) == {1}
+    engine.stop()
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_a_campaign_waits_for_room_to_note_a_refusal(
+    small_disk: MakeDisk, sink: StartSink, instance: StartInstance, *, stopped: bool
+) -> None:
+    """The words of a refusal need room: the campaign waits and says so, and with room everybody is accounted for.
+
+    `ctl stop --now` meanwhile does not wait for room, and the next start goes on.
+    """
+    relay, disk = sink("--latency", "20", keep=True), small_disk(64)
+    engine = on_disk(instance(relay), disk)
+    engine.start()
+    people = [f"{who}+{number}@news.example.org" for number in range(600) for who in ("anna", "body-550-5.1.1")]
+    campaign = engine.send("news", people, keys="breaker = { bounced = 0 }")
+    with watching(engine, campaign):
+        engine.until(campaign, lambda now: now["bounced"] > 100)
+        disk.fill(leave=0)
+        waiting = engine.until(campaign, lambda now: now["state"] == "waiting")
+        assert waiting["reason"]["code"] == "disk"
+        assert "No space left on device" in waiting["reason"]["message"]
+        if stopped:
+            began = time.monotonic()
+            engine.stop("--now")
+            assert time.monotonic() - began < STOP_NOW_S
+        disk.empty()
+        if stopped:
+            engine.start()
+        account = engine.finished(campaign)
+    assert account["sent"] + account["bounced"] + account["uncertain"] == len(people)
+    rows = engine.rows(campaign)
+    assert {address for address, row in rows.items() if row.state is States.SENT} <= set(arrivals(relay))
+    assert all(row.sticky for row in rows.values() if row.state is States.UNCERTAIN)
+    engine.stop()
+
+
+def test_a_breaker_trips_whatever_the_disk_takes(
+    small_disk: MakeDisk, sink: StartSink, instance: StartInstance
+) -> None:
+    """That a campaign is paused cannot be kept on a full disk: it is paused all the same, and the engine goes on."""
+    relay, disk = sink("--latency", "20"), small_disk(64)
+    engine = on_disk(instance(relay), disk)
+    engine.start()
+    people = [f"{who}+{number}@news.example.org" for number in range(1000) for who in ("anna", "bounce")]
+    campaign = engine.send("news", people, keys="breaker = { bounced = 0.1, after = 300 }")
+    engine.until(campaign, lambda now: now["sent"] > 10)
+    disk.fill(leave=0)
+    paused = engine.until(campaign, lambda now: now["state"] == "paused" or now["attempts"] > 600)
+    assert (paused["state"], paused["reason"]["code"]) == ("paused", "breaker")
+    disk.empty()
+    engine.ask("campaign.cancel", {"campaign": campaign})
+    assert engine.finished(campaign)["cancelled"] > 1000
     engine.stop()
 
 
