@@ -71,6 +71,7 @@ class Engine:
         self.sample: dict[str, Any] = {}
         self.stopping = False
         self._stop_now = False
+        self._stop_by = 0.0  # monotonic: who has not ended by then is killed
         self._failure: EcmError | None = None
         self._ended = asyncio.Event()
         self._wake = asyncio.Event()
@@ -133,6 +134,8 @@ class Engine:
     def request_stop(self, *, now: bool) -> None:
         """Begin to stop (a second request may turn a drain into `now`). Safe to call from a signal handler."""
         self._stop_now = self._stop_now or now
+        stop_by = time.monotonic() + (NOW_S if now else DRAIN_S)
+        self._stop_by = min(self._stop_by, stop_by) if self.stopping else stop_by
         if not self.stopping:
             self.stopping = True
             self.supervisor.stopping = True
@@ -144,18 +147,21 @@ class Engine:
     async def _stop(self) -> None:
         for lease in self.leases.open.values():
             self.leases.order(lease, RETURN)
-        began = told = time.monotonic()
+        told, killed = time.monotonic(), False
         self.actors.tell(self._alive_names(), {"type": "drain", "now": self._stop_now})
         while self.supervisor.alive():
             if time.monotonic() - told > TELL_AGAIN_S:  # one that was still starting has not heard it
                 told = time.monotonic()
                 self.actors.tell(self._deaf_names(), {"type": "drain", "now": self._stop_now})
-            if time.monotonic() - began > (NOW_S if self._stop_now else DRAIN_S):
-                log.error("actors did not end in time and were killed", names=[s.name for s in self.supervisor.alive()])
+            if time.monotonic() > self._stop_by:
+                if not killed:
+                    names = [slot.name for slot in self.supervisor.alive()]
+                    log.error("actors did not end in time and were killed", names=names)
+                killed = True
                 self.supervisor.kill_all()
             await asyncio.sleep(0.01)
-        # Ledgers that a failing disk keeps from being settled: the next start recovers them.
-        while self.leases.open and time.monotonic() - began < (2 * NOW_S if self._stop_now else DRAIN_S + NOW_S):
+        settled_by = time.monotonic() + NOW_S  # what a failing disk does not take by then the next start recovers
+        while self.leases.open and time.monotonic() < settled_by:
             await asyncio.sleep(0.01)
         self._ended.set()
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
+
+import psutil
 
 from broker.contract.errors import EcmError
 from ctl.client import Client
 from tests.fixtures.instance import StartInstance, arrivals
 from tests.fixtures.sink import StartSink
+from tests.fixtures.until import until
 
 PEOPLE = 2000
 
@@ -110,3 +116,17 @@ def test_an_unreadable_ledger_keeps_its_own_campaign_only(sink: StartSink, insta
     ledger.with_suffix(".away").rename(ledger)
     assert engine.finished(campaign)["sent"] == 500
     engine.stop()
+
+
+def test_a_hurried_stop_kills_who_does_not_end_and_says_so_once(sink: StartSink, instance: StartInstance) -> None:
+    """Also when it overtakes an unhurried one: who was asked to hurry is given its three seconds from then on."""
+    engine = instance(sink())
+    engine.start()
+    (stuck, other), (broker,) = engine.pids("sender"), engine.pids("broker")
+    os.kill(stuck, signal.SIGSTOP)
+    os.kill(broker, signal.SIGTERM)
+    until(lambda: not psutil.pid_exists(other), what="the end of the other sender")
+    began = time.monotonic()
+    engine.stop("--now")
+    assert time.monotonic() - began > 2
+    assert engine.log().count("did not end in time") == 1
