@@ -234,6 +234,8 @@ def _report(found: Audit, *, as_json: bool) -> Iterator[EcmError]:
         sys.stdout.write(json.dumps(numbers) + "\n")
     else:
         sys.stdout.writelines(f"{name}  {numbers[name]:,}\n" for name in NUMBERS)
+        wrong = len(found.discrepancies)
+        sys.stdout.write(f"verdict  {f'{wrong:,} discrepancies' if wrong else 'ok: everybody is accounted for'}\n")
     sys.stdout.flush()
     for discrepancy in found.discrepancies:
         yield EcmError("discrepancy", discrepancy)

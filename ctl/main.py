@@ -30,6 +30,7 @@ COMMANDS = {
     "doctor": "what this machine has, and the share the engine may use",
     "config": "the settings in force",
     "events": "follow what happens",
+    "explain": "what a reply of a relay means, and which rule says so",
     "sink": "an SMTP server for rehearsals: takes mail, delivers none",
 }
 
@@ -84,6 +85,10 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         output.fail(_usage(error), as_json=chosen.json or "--json" in arguments)
         return 2
+    except OSError as error:  # where the output goes; what commands open themselves, they speak of themselves
+        output.discard()
+        output.fail(EcmError("io_failed", f"cannot write the output: {error.strerror}"), as_json=chosen.json)
+        return 1
     except (click.Abort, KeyboardInterrupt):
         output.say("interrupted")
         return INTERRUPTED

@@ -34,6 +34,11 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def discard() -> None:
+    """Throw away what could not be written, so that the interpreter does not fail over it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def interactive() -> bool:
     """Whether a person sits there, who can be asked."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

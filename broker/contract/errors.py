@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["CODES", "EcmError", "plainly"]
+__all__ = ["CODES", "HINTS", "EcmError", "plainly"]
 
 CODES: dict[str, tuple[int, str]] = {
     # What the user wrote is wrong: exit 2.
@@ -67,6 +67,17 @@ CODES: dict[str, tuple[int, str]] = {
     "timed_out": (4, "no answer, or no end, in the time allowed"),
 }
 
+HINTS: dict[str, str] = {
+    "relay_unreachable": "is it running, and are host and port in ecm.toml right? `ctl relay check` tries it",
+    "no_recipients": "the account and the rejects file say where they went",
+    "unknown_list": "`ctl list` names them",
+    "unknown_campaign": "`ctl campaign list` names them",
+    "wrong_state": "`ctl campaign show` says where it stands",
+    "disk_full": "free some space and do it again",
+    "state_unwritable": "give this user the directory, or name another with --state",
+}
+"""How to mend, for errors raised without a better word."""
+
 _CONTROL = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160), 0x2028, 0x2029)} | {
     ord("\n"): "\\n",
     ord("\r"): "\\r",
@@ -106,7 +117,7 @@ class EcmError(Exception):
         self.column = column
         self.field = field
         self.count = count
-        self.hint = hint
+        self.hint = hint or HINTS.get(code)
 
     @property
     def exit(self) -> int:

@@ -147,7 +147,7 @@ def verify(campaign: str | int) -> None:
     become("broker.audit", ["--json"] * chosen.json + ["--", str(chosen.state_dir.root), str(campaign)])
 
 
-@command.command("export", help="Every recipient and its outcome, to stdout. Needs no engine.")
+@command.command("export", help="Every recipient and its outcome, to stdout.")
 @common
 @_CAMPAIGN
 @click.option("--csv", "form", flag_value="--csv", default="--csv", help="CSV with a header (the default)")
@@ -156,6 +156,8 @@ def export(campaign: str | int, form: str) -> None:
     """Become the export."""
     chosen = options()
     form = "--ndjson" if chosen.json else form
+    with Client(chosen.state_dir) as client:
+        campaign = client.request("campaign.show", {"campaign": campaign})["id"]
     become("broker.export", [form, "--", str(chosen.state_dir.root), str(campaign)])
 
 

@@ -43,6 +43,8 @@ def command(file: str, recipients: str | None, wait: bool, yes: bool) -> None:
             campaign = follow(client, number, str(name), checked_only=not wait)
         except EcmError as error:
             raise content.placed(error) from None
+    for warning in campaign.get("warnings", ()):
+        output.say(f"warning: {warning}")
     if wait:
         finished(campaign)
     elif chosen.json:

@@ -1,5 +1,6 @@
 """`ctl start`: bring the engine up, detached, and return when it is ready."""
 
+import contextlib
 import json
 import os
 import select
@@ -44,6 +45,7 @@ def start_detached(state: StateDir, arguments: list[str]) -> dict[str, Any]:
 
     Raises the EcmError that kept it from starting; start_failed if it ended without one.
     """
+    fresh = not state.root.exists()
     log = _open_log(state)
     read_end, write_end = os.pipe()
     try:
@@ -67,9 +69,19 @@ def start_detached(state: StateDir, arguments: list[str]) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(line)
     if "error" in told:
         process.wait()
+        if fresh:
+            _undo(state)
         raise EcmError.from_map(told["error"])
     ready: dict[str, Any] = told["ready"]
     return ready
+
+
+def _undo(state: StateDir) -> None:
+    """Remove the directory that was made for the log of an engine which refused to start."""
+    with contextlib.suppress(OSError):  # it got as far as putting something there
+        state.log.unlink()
+        state.log.parent.rmdir()
+        state.root.rmdir()
 
 
 def _silent(state: StateDir, process: subprocess.Popen[bytes]) -> EcmError:

@@ -51,6 +51,7 @@ def test_the_counts_are_printed_one_a_line_and_sum_to_the_audience(
         "duplicates  1",
         "attempts  4",
         "resent  0",
+        "verdict  ok: everybody is accounted for",
     ]
     assert err == ""
 

@@ -16,6 +16,7 @@ import pytest
 from broker.contract.errors import EcmError
 from broker.contract.paths import StateDir
 from broker.locks import BrokerLock, actors_gone
+from tests.fixtures.until import until
 
 HOLD = (
     "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), fcntl.LOCK_SH); print(); input()"
@@ -59,8 +60,17 @@ def test_no_child_inherits_a_lock(state: StateDir) -> None:
     lock = BrokerLock(state)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
         lock.close()
-        BrokerLock(state).close()
+        until(lambda: _free(state))  # the kernel lets go of a descriptor a moment after the exec that closed it
+        assert child.poll() is None, "the child lives, and does not hold it"
         child.kill()
+
+
+def _free(state: StateDir) -> bool:
+    try:
+        BrokerLock(state).close()
+    except EcmError:
+        return False
+    return True
 
 
 def test_actors_are_gone_when_the_last_one_has_ended(state: StateDir) -> None:

@@ -104,8 +104,8 @@ def test_a_reader_never_credits_a_new_tenant_with_old_numbers(arena: Arena) -> N
     words[ATTEMPTED] += 1
     words[CANCELLED] += 2
     totals = reader.totals()
-    assert totals.shape == (5, 8, 9)
-    assert totals[1, 0].tolist() == [12, 1, 0, 0, 0, 0, 0, 0, 2]
+    assert totals.shape == (5, 8, 10)
+    assert totals[1, 0].tolist() == [12, 1, 0, 0, 0, 0, 0, 0, 2, 0]
     assert totals.sum() == 12 + 3
 
 
