@@ -178,6 +178,7 @@ class _Uneven:
         self.used = len(data)  # bytes of the block that became rows; the rest is carried
 
     def parse(self, end: int) -> Rows:
+        """The block's rows in their order, good and rejected; `end` is where the block ends in the file."""
         limit = self._read_dirty()
         width = len(self._header.names)
         plain = ~self._taken & (self._ends > self._starts)

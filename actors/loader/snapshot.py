@@ -57,6 +57,7 @@ class Request:
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> Request:
+        """The request in a job's arguments."""
         return cls(
             campaign=int(args.get("campaign") or 0),
             spec=args["spec"],
@@ -126,6 +127,7 @@ class _Work:
         self._feed: ShardFeed | None = None
 
     def snapshot(self) -> dict[str, Any]:
+        """Write shards, ledgers and, last of all, the bundle; the job's result. Raises EcmError; then nothing is left."""
         request = self._request
         silenced = Silenced(self._state.store_db)
         census = Census(silenced, self._state.campaign(request.campaign))
@@ -155,6 +157,7 @@ class _Work:
         }
 
     def check(self) -> dict[str, Any]:
+        """Do all of that but write: {"ok", "errors", "warnings", counts}."""
         silenced = Silenced(self._state.store_db)
         census = Census(silenced, self._state.root)
         counts: dict[str, Any] = dict.fromkeys(("rows", "rejected", "duplicates", "suppressed", "audience"))

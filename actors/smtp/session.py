@@ -192,6 +192,7 @@ class _Opener:
         self._command_s = deadline_s(relay, Stage.EHLO)
 
     async def open(self, ceiling: Mode) -> Session:
+        """Connect, greet, secure, log in; a session whose mode is at most `ceiling`. Raises SessionError."""
         context = None if self._relay.tls == "none" else await self._context()
         smtp = aiosmtplib.SMTP(
             hostname=self._relay.host,

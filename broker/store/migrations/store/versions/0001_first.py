@@ -8,6 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
+    """Make the tables of a new file."""
     op.create_table(
         "campaigns",
         sa.Column("id", sa.Integer, primary_key=True),
