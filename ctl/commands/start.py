@@ -77,8 +77,13 @@ def start_detached(state: StateDir, arguments: list[str]) -> dict[str, Any]:
 
 
 def _undo(state: StateDir) -> None:
-    """Remove the directory that was made for the log of an engine which refused to start."""
-    with contextlib.suppress(OSError):  # it got as far as putting something there
+    """Remove the directory that was made for the log of an engine which refused to start.
+
+    An engine that got as far as putting something there keeps its log: it says what went wrong.
+    """
+    with contextlib.suppress(OSError):
+        if list(state.root.iterdir()) != [state.log.parent]:
+            return
         state.log.unlink()
         state.log.parent.rmdir()
         state.root.rmdir()
