@@ -9,6 +9,7 @@ from shm.files.ledger import States
 from tests.fixtures.instance import Instance, StartInstance, arrivals, settings_for, watching
 from tests.fixtures.peers import free_ports
 from tests.fixtures.sink import StartSink
+from tests.fixtures.until import until
 
 
 def relay_state(engine: Instance) -> str:
@@ -35,7 +36,7 @@ def test_a_campaign_waits_for_a_relay_that_went_away(sink: StartSink, instance: 
         second = sink(port=first.port, keep=True)
         account = engine.finished(campaign)
     assert (account["sent"], account["uncertain"]) == (2000, 0)
-    assert relay_state(engine) == "up"
+    until(lambda: relay_state(engine) == "up", what="the relay being called up again")
     arrived, rows = arrivals(first) + arrivals(second), engine.rows(campaign)
     assert set(arrived) == set(rows)
     assert {address for address, count in arrived.items() if count > 1} <= {a for a, row in rows.items() if row.sticky}

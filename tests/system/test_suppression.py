@@ -13,7 +13,7 @@ from tests.fixtures.instance import House, Instance, arrivals, watching
 from tests.fixtures.until import until
 
 IN_FLIGHT_MOST = 20 * 2
-MANY = int(os.environ.get("ECM_SUPPRESSIONS") or 300_000)
+MANY = int(os.environ.get("ECM_SUPPRESSIONS") or 200_000)
 
 
 def finished_job(engine: Instance, job: int, *, within_s: float = 120.0) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def test_many_suppressions_are_imported_without_stopping_a_sender(house: House, 
         out.writelines(f"{address}\n" for address in mine)
         out.writelines(f"someone{number}@example.net\n" for number in range(MANY))
     senders = engine.pids("sender")
-    campaign = engine.send("import", people, rate="per_second = 200")
+    campaign = engine.send("import", people, rate="per_second = 300")
     engine.until(campaign, lambda now: now["sent"] > 20)
     began = time.time()
     job = engine.ask("suppress.import", {"path": str(file)})["job"]
