@@ -127,7 +127,7 @@ class _Work:
         self._feed: ShardFeed | None = None
 
     def snapshot(self) -> dict[str, Any]:
-        """Write shards, ledgers and, last of all, the bundle; the job's result. Raises EcmError; then nothing is left."""
+        """Write shards, ledgers and, last of all, the bundle; the job's result. Raises EcmError."""
         request = self._request
         silenced = Silenced(self._state.store_db)
         census = Census(silenced, self._state.campaign(request.campaign))

@@ -69,9 +69,10 @@ def start_detached(state: StateDir, arguments: list[str]) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(line)
     if "error" in told:
         process.wait()
-        if fresh:
+        error = EcmError.from_map(told["error"])
+        if fresh and error.exit == 2:  # settings that are wrong; where the world is, the log says more
             _undo(state)
-        raise EcmError.from_map(told["error"])
+        raise error
     ready: dict[str, Any] = told["ready"]
     return ready
 

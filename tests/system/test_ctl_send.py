@@ -57,12 +57,12 @@ def test_a_campaign_is_sent_to_its_end(engine: StartEngine, sink: StartSink) -> 
     assert again.stderr.startswith(f"error: {path.relative_to(running.directory)}:1:8: campaign `news` was finished on")
     assert "2,500 sent" in again.stderr
     assert running.ctl("campaign", "wait", "1", "--json").ok().json()["sent"] == 2500
-    running.stop()
-    verified = running.ctl("campaign", "verify", "news", "--json").ok().json()
-    assert (verified["ok"], verified["sent"]) == (True, 2500)
     exported = running.ctl("campaign", "export", "1", "--ndjson").ok().stdout.splitlines()
     assert {json.loads(line)["state"] for line in exported} == {"sent"}
     assert len(exported) == 2500
+    running.stop()
+    verified = running.ctl("campaign", "verify", "news", "--json").ok().json()
+    assert (verified["ok"], verified["sent"]) == (True, 2500)
 
 
 def test_rows_that_cannot_be_mailed_are_accounted_for(engine: StartEngine, sink: StartSink) -> None:
