@@ -16,7 +16,7 @@ from shm.live.leases import LeaseTable
 from shm.live.relays import RelayTable
 from shm.live.suppressed import SuppressionLog
 
-__all__ = ["Tables", "make_tables", "place"]
+__all__ = ["Tables", "arena_name", "make_tables", "place"]
 
 
 @dataclass(slots=True)
@@ -47,13 +47,18 @@ def place(machine: Machine) -> list[Slot]:
     return [*slots, Slot("loader", 0, senders + 1, ()), Slot("monitor", 0, senders + 2, ())]
 
 
+def arena_name(start_id: str) -> str:
+    """The name of the arena of a start."""
+    return f"ecm-{start_id}"
+
+
 def make_tables(state: StateDir, machine: Machine, start_id: str, wall_ns: int, mono_ns: int) -> Tables:
     """Make the arena; its name is written to STATE/run/arena before it exists, so that no crash can leak it.
 
     Raises EcmError shm_full if there is not enough shared memory.
     """
     slots = place(machine)
-    name = f"ecm-{start_id}"
+    name = arena_name(start_id)
     state.arena_name.write_text(name)
     state.arena_name.chmod(0o600)
     shape = Shape(actors=len(slots) + 1)

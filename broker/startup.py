@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import uvloop
 from setproctitle import setproctitle
 
-from broker.arena_tables import Tables, make_tables
+from broker.arena_tables import Tables, arena_name, make_tables
 from broker.contract.errors import EcmError
 from broker.contract.log import log, open_log
 from broker.contract.machine import Machine, probe, raise_fd_limit
@@ -57,14 +57,15 @@ def serve(root: Path, config: Path | None, report: Report) -> None:
         machine = probe(state.root)
         drop(settings.engine.user, state.root)
         start_id = secrets.token_hex(6)
-        tables = make_tables(state, machine, start_id, _wall_ns(state), time.monotonic_ns())
+        tables: Tables | None = None
         try:
+            tables = make_tables(state, machine, start_id, _wall_ns(state), time.monotonic_ns())
             _note_start(state, start_id)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_live(state, settings, machine, tables, start_id, report))
         finally:
             _on_signals(signal.SIG_IGN)  # it is ending, and what it cleans up must be clean
-            _clean(state, tables)
+            _clean(state, start_id, tables)
     finally:
         lock.close()
 
@@ -142,11 +143,12 @@ def _note_start(state: StateDir, start_id: str) -> None:
     state.started.chmod(0o640)  # who may use the socket may know whether anybody listens
 
 
-def _clean(state: StateDir, tables: Tables) -> None:
-    name = tables.arena.name
-    tables.suppressed.close()
-    tables.arena.close()
-    Arena.unlink(name)
+def _clean(state: StateDir, start_id: str, tables: Tables | None) -> None:
+    """Remove what this start made. Without tables it was broken off while they were made."""
+    if tables is not None:
+        tables.suppressed.close()
+        tables.arena.close()
+    Arena.unlink(arena_name(start_id))
     for path in state.run.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -10,15 +10,18 @@ The moments are chosen at random; ECM_SEED repeats a run. What must hold afterwa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from shm.files.ledger import States
+from shm.segment import names
 from tests.fixtures.instance import Instance, StartInstance, arrivals, gone, watching
 from tests.fixtures.sink import RunningSink, StartSink
 from tests.fixtures.until import until
@@ -140,3 +143,27 @@ def test_an_engine_killed_during_a_snapshot_takes_it_up_again(sink: StartSink, i
     assert account["sent"] == 10_000
     assert relay.counts()["messages"] == 10_000
     engine.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["asked", "killed"])
+def test_a_start_that_is_broken_off_leaves_nothing(
+    sink: StartSink, instance: StartInstance, chance: random.Random, number: signal.Signals
+) -> None:
+    """Ended at any moment of its start: asked to end it cleans up itself, killed the next start does."""
+    engine = instance(sink())
+    arenas = set()
+    for _ in range(5):
+        starting = engine.begin("start", "--foreground")
+        until(engine.state.broker_lock.exists)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            starting.wait(chance.random() * 0.4)
+        with contextlib.suppress(OSError):
+            arenas.add(engine.state.arena_name.read_text().strip())
+        starting.send_signal(number)
+        starting.communicate(timeout=40)
+        if number is signal.SIGTERM:
+            assert list(engine.state.run.iterdir()) == []
+            assert not arenas & set(names("ecm-"))
+    engine.start()
+    engine.stop()
+    assert not arenas & set(names("ecm-"))
