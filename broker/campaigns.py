@@ -10,6 +10,7 @@ Invariants
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import replace
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Campaigns"]
 
+CANCEL_S = 0.5  # how long the answer to a cancel waits for shards that nobody holds to be rewritten
 ORDER_SEEN_S = 1.0  # a holder's loop beats every 100 ms; one that does not within this is hung, and being killed
 
 
@@ -182,7 +184,8 @@ class Campaigns:
             campaign = self.running.get(number)
             if campaign is None or campaign.state not in SENDING:
                 raise _wrong_state("pause", "a running campaign", await self.state(number))
-            await self.set_state(number, "paused", self._pause(campaign, "paused", "paused by the operator"))
+            # Also where the store cannot be written: mail must stop when somebody says so.
+            await self._say(campaign, "paused", self._pause(campaign, "paused", "paused by the operator"))
         await self._stop_leases(campaign, RETURN)
         return await self._live_account(campaign)
 
@@ -225,10 +228,17 @@ class Campaigns:
             self._engine.jobs.cancel_for(number)
             return await self.account(number)
         await self._stop_leases(campaign, CANCEL)
-        await self._cancel_idle(campaign)
-        account = await self._live_account(campaign)
+        self._engine.task(self._conclude_cancel(campaign, done := asyncio.Event()))
+        with contextlib.suppress(TimeoutError):  # thousands of idle shards take longer; nobody in them is mailed
+            await asyncio.wait_for(done.wait(), CANCEL_S)
+        return await self.account(number)
+
+    async def _conclude_cancel(self, campaign: Running, done: asyncio.Event) -> None:
+        try:
+            await self._cancel_idle(campaign)
+        finally:
+            done.set()
         await self.conclude_if_done(campaign)
-        return account
 
     async def _cancel_idle(self, campaign: Running) -> None:
         idle = [s for s in campaign.shards.values() if s.phase is Phase.IDLE and not s.concluded]
