@@ -30,8 +30,7 @@ from actors.sender.pace import Gap
 from actors.sender.relays import Pool
 from actors.sender.walk import Walk
 from broker.contract.boot import Boot
-from broker.contract.relay import Relay
-from broker.contract.settings import Settings
+from broker.contract.endpoint import Endpoint
 from shm.live.grants import RETURNED, SPENT, WANTED, GrantTable
 from shm.live.histogram import Histogram
 from shm.live.leases import LeaseTable
@@ -53,20 +52,20 @@ class Sender:
         """Find the tables, know the relays; nothing is opened before the first lease."""
         self._ctx = ctx
         self._loop = asyncio.get_running_loop()
-        settings = Settings.from_map(ctx.boot.settings)
+        settings = ctx.boot.settings
         self._row = ctx.boot.row
         self._table = LeaseTable(ctx.arena)
         self._suppression = SuppressionReader(ctx.arena)
         self._files = ThreadPoolExecutor(1, "files")
         self._disk = ThreadPoolExecutor(1, "disk")
-        self._handover = Handover(ctx.arena, ctx.state, ctx.boot.instance, self._row, list(settings.relays))
-        self._commit = GroupCommit(self._disk, settings.ledger.sync_ms * 1_000_000, self._committed)
+        self._handover = Handover(ctx.arena, ctx.state, ctx.boot.instance, self._row, list(settings["relays"]))
+        self._commit = GroupCommit(self._disk, settings["ledger"]["sync_ms"] * 1_000_000, self._committed)
         name = f"{ctx.boot.kind}-{ctx.boot.index}"
-        self._traces = Traces(ctx.state.trace, name, ctx.boot.start_id) if settings.engine.trace else None
+        self._traces = Traces(ctx.state.trace, name, ctx.boot.start_id) if settings["engine"]["trace"] else None
         self._alarm = Alarm(self._loop, self._pace)
         self._walk = self._make_walk()
         self._relay_table = RelayTable(ctx.arena)
-        for relay in settings.relays.values():
+        for relay in map(Endpoint.from_map, settings["relays"].values()):
             self._add_pool(relay)
         self._leases: dict[int, Lease] = {}  # by slot
         self._opening: dict[int, int] = {}  # slot -> number
@@ -95,7 +94,7 @@ class Sender:
         walk.suppressions_seen = self._suppression.count()
         return walk
 
-    def _add_pool(self, relay: Relay) -> None:
+    def _add_pool(self, relay: Endpoint) -> None:
         walk = self._walk
         walk.pools.append(Pool(len(walk.pools), relay, self._row, self._relay_table, walk, self._ctx.fault))
 
@@ -113,7 +112,7 @@ class Sender:
         """New settings of relays: known ones keep their place, new ones are added behind them."""
         by_name = {pool.relay.name: pool for pool in self._walk.pools}
         for name, values in relays.items():
-            relay = Relay.from_map(values)
+            relay = Endpoint.from_map(values)
             if name in by_name:
                 by_name[name].relay = relay
             else:

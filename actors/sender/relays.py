@@ -22,7 +22,7 @@ from actors.smtp.outcome import Outcome
 from actors.smtp.rules import About
 from actors.smtp.session import SessionError, deadline_s, open_session
 from actors.smtp.transaction import Concluded, Event, Mode, Stage
-from broker.contract.settings import Relay
+from broker.contract.endpoint import Endpoint
 from shm.live import relays as table
 from shm.live.relays import RelayTable
 
@@ -59,7 +59,7 @@ class Pool:
     """
 
     def __init__(
-        self, index: int, relay: Relay, row: int, relay_table: RelayTable, walk: Walk, fault: Callable[[str], None]
+        self, index: int, relay: Endpoint, row: int, relay_table: RelayTable, walk: Walk, fault: Callable[[str], None]
     ) -> None:
         self.index = index
         self.relay = relay

@@ -20,8 +20,8 @@ import uvloop
 
 from actors.smtp.session import SessionError, open_session
 from actors.smtp.transaction import Stage, Transactions
+from broker.contract.endpoint import Endpoint
 from broker.contract.errors import EcmError
-from broker.contract.relay import Relay
 
 __all__ = ["check", "main"]
 
@@ -43,7 +43,7 @@ class _Leaving(asyncio.Protocol):
             self.gone.set_result(None)
 
 
-async def check(relay: Relay) -> dict[str, Any]:
+async def check(relay: Endpoint) -> dict[str, Any]:
     """What the relay offers, or why no session can be opened."""
     began_ns = time.monotonic_ns()
     try:
@@ -68,7 +68,7 @@ async def check(relay: Relay) -> dict[str, Any]:
     }
 
 
-def _explained(relay: Relay, error: SessionError) -> EcmError:
+def _explained(relay: Endpoint, error: SessionError) -> EcmError:
     """The error a user sees: unreachable if nobody there spoke SMTP with us, refused if somebody said no."""
     unreachable = error.stage is Stage.CONNECT and error.reply is None
     name = f"relay `{relay.name}`: " if relay.name else ""
@@ -77,7 +77,7 @@ def _explained(relay: Relay, error: SessionError) -> EcmError:
 
 def main() -> int:
     """Read a relay from stdin, print the result; returns the exit status."""
-    relay = Relay.from_map(json.load(sys.stdin))
+    relay = Endpoint.from_map(json.load(sys.stdin))
     result = uvloop.run(check(relay))
     sys.stdout.write(json.dumps(result) + "\n")
     return 0

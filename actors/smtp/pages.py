@@ -19,6 +19,7 @@ from actors.smtp.reply import Reply
 from actors.smtp.rules import MEANING, RULES, About
 from actors.smtp.session import deadline_s
 from actors.smtp.transaction import Concluded, Event, Stage
+from broker.contract.endpoint import Endpoint
 from broker.contract.relay import Relay
 
 __all__ = ["fill", "main"]
@@ -78,7 +79,7 @@ def _escaped(pattern: str) -> str:
 
 def deadlines() -> str:
     """Seconds a relay may take, as shipped."""
-    relay = Relay.model_validate({"host": "localhost"})
+    relay = Endpoint.from_map(Relay.model_validate({"host": "localhost"}).to_map())
     words = {Stage.IDLE: "an idle connection is kept", Stage.CONNECT: "TCP", Stage.BODY: "the dot"}
     rows = [
         f"| {words.get(stage, stage.name)} | {deadline_s(relay, stage):g} |"

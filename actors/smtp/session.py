@@ -31,7 +31,7 @@ import aiosmtplib
 
 from actors.smtp.reply import Reply, read_text
 from actors.smtp.transaction import Mode, Stage
-from broker.contract.relay import Relay
+from broker.contract.endpoint import Endpoint
 
 __all__ = ["Features", "Session", "SessionError", "deadline_s", "open_session"]
 
@@ -60,7 +60,7 @@ _DOING = {
 }
 
 
-def deadline_s(relay: Relay, stage: Stage) -> float:
+def deadline_s(relay: Endpoint, stage: Stage) -> float:
     """Seconds a relay may take for the reply awaited at `stage`."""
     return relay.timeouts_s[_TIMEOUT_OF[stage]]
 
@@ -168,7 +168,7 @@ class Session:
         self._smtp.close()
 
 
-async def open_session(relay: Relay, *, ceiling: Mode = Mode.PIPELINING) -> Session:
+async def open_session(relay: Endpoint, *, ceiling: Mode = Mode.PIPELINING) -> Session:
     """A session ready for MAIL. Raises SessionError.
 
     ceiling  the best mode to use, whatever the relay announces: lower after it has misbehaved
@@ -185,7 +185,7 @@ async def open_session(relay: Relay, *, ceiling: Mode = Mode.PIPELINING) -> Sess
 class _Opener:
     """The steps to one session."""
 
-    def __init__(self, relay: Relay, *, starttls: bool = True) -> None:
+    def __init__(self, relay: Endpoint, *, starttls: bool = True) -> None:
         self._relay = relay
         self._place = f"{relay.host}:{relay.port}"
         self._starttls = starttls and relay.tls in ("opportunistic", "required")
