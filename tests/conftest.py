@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from broker.process import stop_resource_tracker
 from shm.segment import DIRECTORY, names
 
 pytest_plugins = [
@@ -44,6 +45,7 @@ def pytest_sessionstart() -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session, naming what is left."""
+    stop_resource_tracker()  # ours: some tests start actors themselves
     deadline = time.monotonic() + GONE_S
     while left := [*_processes(), *_segments()]:
         if time.monotonic() > deadline:

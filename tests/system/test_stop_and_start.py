@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tests.fixtures.instance import StartInstance, arrivals
 from tests.fixtures.sink import StartSink
 
@@ -9,11 +11,17 @@ PEOPLE = 1500
 
 
 def test_a_campaign_goes_on_after_a_stop_and_mails_everybody_once(sink: StartSink, instance: StartInstance) -> None:
-    """Two stops in mid-campaign: each recipient gets exactly one message, and the files prove the account."""
+    """Two stops in mid-campaign: each recipient gets exactly one message, and the files prove the account.
+
+    A second start meanwhile is refused with the pid and the age of the engine that runs.
+    """
     relay = sink("--latency", "20", keep=True)
     engine = instance(relay)
     engine.start()
     campaign = engine.send("news", PEOPLE)
+    refused = engine.ctl("start")
+    assert refused.status == 1
+    assert re.search(rf"already runs on this state directory: pid {engine.pid}, started \d+ s ago\n", refused.stderr)
     for share in (0.1, 0.6):
         engine.until(campaign, lambda now, share=share: now["sent"] > share * PEOPLE)
         engine.stop()
