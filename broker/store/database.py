@@ -121,6 +121,8 @@ def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    # 64 MB: an import writes each page of the index once per checkpoint, so few of them are 5% of its time.
+    connection.execute("PRAGMA wal_autocheckpoint = 16384")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
