@@ -51,6 +51,9 @@ bench: $(STAMP) ## Measure: each benchmark beside its yardstick, in one run
 	@$(BIN)/python -m bench.campaign
 	@$(BIN)/python -m bench.load
 	@$(BIN)/python -m bench.compose
+	@$(BIN)/python -m bench.sender
+	@$(BIN)/python -m bench.suppression
+	@$(BIN)/python -m bench.ctl_start
 
 clean: ## Remove what was built
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
