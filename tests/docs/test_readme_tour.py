@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 WITHIN_S = 100
 
 MARK = "@@@"
-LISTENING = "until grep -q listening sink.log; do read -rt 0.05 <> <(:) || :; done"
+LISTENING = "until grep -qs listening sink.log; do read -rt 0.05 <> <(:) || :; done"
 
 # What differs from run to run, and what stands in its place in both texts.
 VARIES = (
