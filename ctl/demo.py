@@ -115,7 +115,9 @@ class Demo:
     # steps
 
     def _start_sink(self) -> tuple[str, int]:
-        command = program("ctl.main", ("sink", "--port", "0", "--json", "--keep", str(self._kept)))
+        command = program(
+            "ctl.main", ("sink", "--port", "0", "--json", "--keep", str(self._kept), "--keep-first", str(SHOWN))
+        )
         with self._uninterrupted():
             self._sink = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self._environment,

@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--bounce", type=_share, default=0.0, metavar="P", help="share refused for good")
     options.add_argument("--seed", type=int, default=0, help="another seed, other recipients are deferred and refused")
     options.add_argument("--keep", type=Path, metavar="DIR", help="append accepted messages to DIR/messages.ndjson")
+    options.add_argument("--keep-first", type=int, metavar="N", help="keep the first N only; the rest is counted")
     options.add_argument("--max-messages", type=int, default=0, metavar="N", help="end after N messages")
     options.add_argument("--no-pipelining", action="store_true", help="do not announce PIPELINING")
     options.add_argument("--json", action="store_true", help="print JSON, one document a line")
@@ -82,7 +83,7 @@ class Sink:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         try:
-            self._record = Record(arguments.keep)
+            self._record = Record(arguments.keep, arguments.keep_first)
         except OSError as error:
             raise _failed(f"cannot write {error.filename or arguments.keep}", error) from error
         self._policy = Policy(arguments.defer, arguments.bounce, arguments.seed)

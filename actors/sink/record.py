@@ -42,12 +42,13 @@ class Record:
     """Counts of one run, and its NDJSON file.
 
     keep        directory that gets `messages.ndjson` (appended); None = keep no messages
+    first       keep so many messages, and only count the rest; None = keep all
     failure     why the file could not be written; from then on its counts are not to be trusted
     on_failure  called then
     Raises OSError if the directory cannot be made or the file not opened.
     """
 
-    def __init__(self, keep: Path | None = None) -> None:
+    def __init__(self, keep: Path | None = None, first: int | None = None) -> None:
         self.counts = dict.fromkeys(COUNTERS, 0)
         self.sessions_open = 0
         self.sessions_most = 0
@@ -57,6 +58,7 @@ class Record:
         self._timer: asyncio.TimerHandle | None = None
         self.failure: OSError | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self._first = first
         self._file = None
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ class Record:
                 counts["duplicates"] += 1
             else:
                 self._seen.add(mark)
-        if self._file is not None:
+        if self._file is not None and (self._first is None or counts["messages"] <= self._first):
             self._keep(mail_from, recipient, body)
 
     def _keep(self, mail_from: bytes, recipient: bytes, body: bytes) -> None:

@@ -19,6 +19,7 @@ _SHARE = click.FloatRange(0, 1)
 @click.option("--bounce", type=_SHARE, metavar="P", help="share of recipients refused for good")
 @click.option("--seed", type=int, metavar="N", help="another seed, other recipients are deferred and refused")
 @click.option("--keep", metavar="DIR", help="append what is accepted to DIR/messages.ndjson")
+@click.option("--keep-first", type=click.IntRange(0), metavar="N", help="keep the first N messages only")
 @click.option("--max-messages", type=click.IntRange(1), metavar="N", help="end after N messages")
 @click.option("--no-pipelining", is_flag=True, help="do not announce PIPELINING")
 def command(no_pipelining: bool, **values: object) -> None:

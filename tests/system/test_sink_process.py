@@ -135,3 +135,13 @@ def test_a_full_disk_ends_it_with_the_reason(sink: StartSink, tmp_path: Path) ->
     send(relay_at(running), [message(1, "anna@example.org")])
     running.ended()
     assert running.status == 1
+
+
+def test_only_the_first_messages_are_kept_and_all_are_counted(sink: StartSink) -> None:
+    """--keep-first bounds the file, not the score."""
+    relay = sink("--keep-first", "2", keep=True)
+    with smtplib.SMTP(relay.host, relay.port) as client:
+        for number in range(4):
+            client.sendmail("a@example.com", f"b{number}@example.com", f"Subject: {number}\r\n\r\nhello\r\n")
+    assert relay.stop()["messages"] == 4
+    assert [message["rcpt_to"] for message in relay.messages()] == ["b0@example.com", "b1@example.com"]
