@@ -1,7 +1,7 @@
 """Fixtures that system tests share, and what must be true once all tests have run: nothing of ours is left.
 
-Every process that a test starts inherits a mark in its environment; at the end no process with this run of the tests's mark may
-live, hence no socket of ours be bound, and no shared memory that came during the session may be there without a user.
+Every process that a test starts inherits a mark in its environment. At the end no process with the mark of this run
+may live, hence no socket of ours be bound, and no shared memory that came meanwhile may be there without a user.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _before: set[str] = set()
 
 
 def pytest_sessionstart() -> None:
-    """Mark what this run of the tests starts. SPT_NOENV: a process that sets its title keeps its environment readable."""
+    """Mark what is started from here on. SPT_NOENV: a process that sets its title keeps its environment readable."""
     os.environ[MARK] = secrets.token_hex(8)
     os.environ["SPT_NOENV"] = "1"
     _before.update(_arenas())
