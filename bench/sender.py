@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from bench.campaign import smtp_sink
 from tests.fixtures.lone_sender import LoneSender, relay_map
 from tests.fixtures.sink import RunningSink
 
@@ -38,22 +37,8 @@ LINE = "<p>Autumn brings new colours to the shop: coats, scarves and boots, all 
 @contextmanager
 def postfix_sink() -> Iterator[Any]:
     """Postfix's smtp-sink on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(["smtp-sink", "-u", "nobody", "-m", "2000", f"127.0.0.1:{port}", "1024"])
-    try:
-        deadline = time.monotonic() + 5
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline, "smtp-sink did not start"
+    with smtp_sink() as port:
         yield SimpleNamespace(host="127.0.0.1", port=port)
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @contextmanager

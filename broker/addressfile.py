@@ -12,7 +12,6 @@ Invariants
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import stat
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.contract.errors import EcmError
+from broker.contract.userfile import open_named
 from broker.store.suppression import BATCH_ROWS, Entry
 from shm.address import KEY_SIZE, normalise
 
@@ -195,19 +195,7 @@ def _first_column(line: str) -> str:
 
 
 def _open(path: str) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise EcmError("file_missing", "no such file", file=path) from None
-    except PermissionError:
-        raise EcmError(
-            "file_unreadable",
-            f"the engine's user may not read it: {getpass.getuser()}",
-            file=path,
-            hint="give that user the right to read the file and to enter its directories",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise EcmError("file_unreadable", f"cannot be read: {error}", file=path) from None
+    descriptor = open_named(path)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise EcmError("file_unreadable", "not a regular file", file=path)

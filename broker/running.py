@@ -120,11 +120,6 @@ class Running:
         elif shard.counts.deferred:
             heapq.heappush(self.later, (shard.counts.next_attempt_s, shard.number))
 
-    def unfile(self) -> None:
-        """Forget the order of idle shards, before all of them are filed anew."""
-        self.fresh.clear()
-        self.later.clear()
-
     def settle(self, shard: ShardState, counts: Counts) -> None:
         """A shard came back: its counts join the settled ones."""
         shard.counts = counts

@@ -86,6 +86,7 @@ def status_map(engine: "Engine") -> dict[str, Any]:
 async def stats_map(engine: "Engine") -> dict[str, Any]:
     """The document of `ctl stats --json`."""
     totals = engine.totals()
+    sent, attempted = engine.rates_now()
     campaigns = await engine.campaigns.listing(limit=200, since_s=engine.clock.now_ns() / 1e9 - ENDED_SHOWN_S)
     counts = sum_rows(engine.tables.arena)
     p50, p95, p99 = percentiles(counts, [50, 95, 99])
@@ -98,7 +99,7 @@ async def stats_map(engine: "Engine") -> dict[str, Any]:
         "engine": _engine_map(engine, health(engine)[0]),
         "actors": _actors(engine),
         "totals": totals,
-        "per_second": {"sent": engine.rates_now()[0], "attempted": engine.rates_now()[1]},
+        "per_second": {"sent": sent, "attempted": attempted},
         "campaigns": campaigns,
         "relays": [
             {"name": v.name, "state": v.state, "mode": v.mode, "connections": v.connections,

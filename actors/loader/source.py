@@ -13,7 +13,6 @@ Invariants
 
 from __future__ import annotations
 
-import getpass
 import mmap
 import os
 import stat
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import Final
 
 from broker.contract.errors import EcmError
+from broker.contract.userfile import open_named
 
 __all__ = ["BLOCK_BYTES", "LINE_BYTES_MAX", "MMAP_BYTES", "Block", "Source"]
 
@@ -158,19 +158,7 @@ class Source:
 
 
 def _open(path: str) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise EcmError("file_missing", "no such file", file=path) from None
-    except PermissionError:
-        raise EcmError(
-            "file_unreadable",
-            f"the engine's user may not read it: {getpass.getuser()}",
-            file=path,
-            hint="give that user the right to read the file and to enter its directories",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise EcmError("file_unreadable", f"cannot be read: {error}", file=path) from None
+    descriptor = open_named(path)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from broker.contract.kernelfile import number_in, text_of
+
 __all__ = ["Limits", "limits"]
 
 _Number = TypeVar("_Number", int, float)
@@ -55,13 +57,13 @@ def limits(cgroup_root: Path, proc_root: Path) -> Limits:
         cpu_cores=_least([*map(_cpu_v1, cpu_v1), *map(_cpu_v2, unified)]),
         memory=_least(limit for limit, _ in memory),
         memory_available=_least(limit - used for limit, used in memory if limit is not None and used is not None),
-        tasks=_least(_number(group / "pids.max") for group in (*pids_v1, *unified)),
+        tasks=_least(number_in(group / "pids.max") for group in (*pids_v1, *unified)),
     )
 
 
 def _memberships(proc_root: Path) -> Iterator[tuple[str, str]]:
     """(controller, path of our group in its hierarchy); the controller of v2 is ""."""
-    for line in _text(proc_root / "self" / "cgroup").splitlines():
+    for line in text_of(proc_root / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
@@ -70,7 +72,7 @@ def _memberships(proc_root: Path) -> Iterator[tuple[str, str]]:
 
 def _mount_roots(proc_root: Path) -> Iterator[tuple[str, str]]:
     """(controller, group that its mount shows as the top): in a container this is seldom "/"."""
-    for line in _text(proc_root / "self" / "mountinfo").splitlines():
+    for line in text_of(proc_root / "self" / "mountinfo").splitlines():
         fields, _, tail = line.partition(" - ")
         kind, _, options = tail.partition(" ")
         if kind in ("cgroup", "cgroup2") and len(fields.split()) > 4:
@@ -111,12 +113,12 @@ def _lineage(top: Path, path: str, mount_root: str) -> list[Path]:
 
 
 def _cpu_v1(group: Path) -> float | None:
-    quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+    quota, period = number_in(group / "cpu.cfs_quota_us"), number_in(group / "cpu.cfs_period_us")
     return quota / period if quota and period and quota > 0 else None
 
 
 def _cpu_v2(group: Path) -> float | None:
-    quota, _, period = _text(group / "cpu.max").partition(" ")
+    quota, _, period = text_of(group / "cpu.max").partition(" ")
     if not quota.isdigit() or not period.strip().isdigit():
         return None  # "max 100000", or no such file at the top
     return int(quota) / int(period) if int(period) else None
@@ -132,31 +134,18 @@ def _memory_v2(group: Path) -> tuple[int | None, int | None]:
 
 def _memory(group: Path, limit_file: str, used_file: str, cache_key: str) -> tuple[int | None, int | None]:
     """(limit, used without page cache that can go at once) of one group, in bytes."""
-    limit = _number(group / limit_file)
+    limit = number_in(group / limit_file)
     if limit is None or limit >= MEMORY_BYTES_MAX:
         return None, None
-    used = _number(group / used_file)
+    used = number_in(group / used_file)
     if used is None:
         return limit, None
     cache = 0
-    for line in _text(group / "memory.stat").splitlines():
+    for line in text_of(group / "memory.stat").splitlines():
         key, _, value = line.partition(" ")
         if key == cache_key and value.isdigit():
             cache = int(value)
     return limit, min(limit, max(0, used - cache))
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None for "max", for what is no number and for no file."""
-    text = _text(path).strip()
-    return int(text) if text.removeprefix("-").isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
 
 
 def _least(values: Iterable[_Number | None]) -> _Number | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from broker.contract import cgroup
 from broker.contract.budget import budget, doctor_rows
+from broker.contract.kernelfile import number_in, text_of
 
 __all__ = ["DiskIo", "Interface", "Machine", "boot_id", "budget", "doctor_rows", "fsync_ms", "probe", "raise_fd_limit"]
 
@@ -124,10 +125,10 @@ def probe(
         memory_limit=group.memory,
         fds_soft=_limit(fds[0]),
         fds_hard=_limit(fds[1]),
-        fds_system=_number(proc_root / "sys/fs/file-max"),
+        fds_system=number_in(proc_root / "sys/fs/file-max"),
         processes_limit=_limit(resource.getrlimit(resource.RLIMIT_NPROC)[0]),
         pids_max=_least(
-            group.tasks, _number(proc_root / "sys/kernel/pid_max"), _number(proc_root / "sys/kernel/threads-max")
+            group.tasks, number_in(proc_root / "sys/kernel/pid_max"), number_in(proc_root / "sys/kernel/threads-max")
         ),
         disk_total=disk and disk.f_blocks * disk.f_frsize,
         disk_free=disk and disk.f_bavail * disk.f_frsize,
@@ -139,7 +140,7 @@ def probe(
         shm_free=shm and shm.f_bavail * shm.f_frsize,
         interfaces=_interfaces(sys_root),
         ports=_ports(proc_root),
-        congestion=_text(proc_root / "sys/net/ipv4/tcp_congestion_control").strip() or None,
+        congestion=text_of(proc_root / "sys/net/ipv4/tcp_congestion_control").strip() or None,
         cgroup_version=group.version,
         container=_container(proc_root),
         boot_id=boot_id(proc_root) or None,
@@ -148,7 +149,7 @@ def probe(
 
 def boot_id(proc_root: Path = Path("/proc")) -> str:
     """The kernel's name for this boot; "" if it has none. Another one means that the machine went down between."""
-    return _text(proc_root / "sys/kernel/random/boot_id").strip()
+    return text_of(proc_root / "sys/kernel/random/boot_id").strip()
 
 
 def raise_fd_limit() -> int | None:
@@ -193,17 +194,17 @@ def _limit(value: int) -> int | None:
 
 def _frequency_mhz(proc_root: Path, sys_root: Path) -> float | None:
     """The fastest core's clock: as it runs now, or else its highest (ARM does not tell the former)."""
-    lines = [line for line in _text(proc_root / "cpuinfo").splitlines() if line.startswith("cpu MHz")]
+    lines = [line for line in text_of(proc_root / "cpuinfo").splitlines() if line.startswith("cpu MHz")]
     running = [float(line.partition(":")[2]) for line in lines]
     if running:
         return max(running)
-    highest = _number(sys_root / "devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+    highest = number_in(sys_root / "devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
     return highest / 1000 if highest else None
 
 
 def _memory_info(proc_root: Path) -> dict[str, int]:
     found = {}
-    for line in _text(proc_root / "meminfo").splitlines():
+    for line in text_of(proc_root / "meminfo").splitlines():
         key, _, rest = line.partition(":")
         value = rest.split()
         if value and value[0].isdigit():
@@ -233,7 +234,7 @@ def _disk_io(state_dir: Path | None, proc_root: Path) -> DiskIo | None:
         return None
     device = place.stat().st_dev
     wanted = [str(os.major(device)), str(os.minor(device))]
-    for line in _text(proc_root / "diskstats").splitlines():
+    for line in text_of(proc_root / "diskstats").splitlines():
         fields = line.split()
         if fields[:2] == wanted and len(fields) > 12:
             reads, _, read_sectors, _, writes, _, write_sectors, _, _, busy_ms = map(int, fields[3:13])
@@ -248,41 +249,29 @@ def _interfaces(sys_root: Path) -> tuple[Interface, ...]:
         return ()
     found = []
     for place in places:
-        speed = _number(place / "speed")  # -1 or an error where the driver does not know
-        flags = _text(place / "flags").strip()
+        speed = number_in(place / "speed")  # -1 or an error where the driver does not know
+        flags = text_of(place / "flags").strip()
         up = bool(int(flags, 16) & 1) if flags.startswith("0x") else False
         found.append(Interface(place.name, up, speed if speed and speed > 0 else None, (place / "device").exists()))
     return tuple(found)
 
 
 def _ports(proc_root: Path) -> tuple[int, int] | None:
-    numbers = _text(proc_root / "sys/net/ipv4/ip_local_port_range").split()
+    numbers = text_of(proc_root / "sys/net/ipv4/ip_local_port_range").split()
     return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else None
 
 
 def _container(proc_root: Path) -> str | None:
     """The kind of container we are in, by the marks container engines leave beside /proc."""
     top = proc_root.parent
-    named = _text(top / "run/systemd/container").strip()
+    named = text_of(top / "run/systemd/container").strip()
     if named:
         return named
     for mark, kind in ((".dockerenv", "docker"), ("run/.containerenv", "podman")):
         if (top / mark).exists():
             return kind
-    groups = _text(proc_root / "1/cgroup")
+    groups = text_of(proc_root / "1/cgroup")
     return next((kind for kind in ("docker", "kubepods", "lxc", "libpod") if f"/{kind}" in groups), None)
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.removeprefix("-").isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
 
 
 def _least(*values: int | None) -> int | None:
