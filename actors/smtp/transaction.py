@@ -40,6 +40,7 @@ class Mode(IntEnum):
 
     LOCKSTEP = 1
     PIPELINING = 2
+    BDAT = 3
 
 
 class Stage(IntEnum):

@@ -6,12 +6,14 @@ Invariants
 - Two rows per (actor, relay), one writer each. Every word means something by itself, in any order.
 - Relays are numbered by their place in the settings, the same in every process of one start.
 
-actor's half
-# offset  0             8          16         24     32            40         48 .. 127
-#         | connections | refusals | failures | mode | close_count | since_ns | zero  row: (actor, relay)  writer: actor
-broker's half
-# offset  0           8       16             24 .. 127
-#         | allowance | state | mode_ceiling | zero                                  row: (actor, relay)  writer: broker
+actor's half, row: (actor, relay), writer: actor
+# offset  0             8          16         24     32            40         48         56       64
+#         | connections | refusals | failures | mode | close_count | since_ns | accepted | blamed | throttled
+#         72       80           88        96 .. 127
+#         | window | latency_us | stepped | zero
+broker's half, row: (actor, relay), writer: broker
+# offset  0           8       16             24               32 .. 127
+#         | allowance | state | mode_ceiling | window_ceiling | zero
 """
 
 from __future__ import annotations
@@ -28,38 +30,52 @@ if TYPE_CHECKING:
     from shm.arena import Arena
 
 __all__ = [
+    "ACCEPTED",
     "ACTOR_HALF",
     "ALLOWANCE",
+    "BLAMED",
     "BROKER_HALF",
     "CLOSE_COUNT",
     "CONNECTIONS",
     "FAILURES",
+    "LATENCY_US",
     "MODE",
     "MODE_CEILING",
     "REFUSALS",
     "SINCE_NS",
     "STATE",
+    "STEPPED",
     "TABLES",
+    "THROTTLED",
+    "WINDOW",
+    "WINDOW_CEILING",
     "RelayState",
     "RelayTable",
     "RelayUse",
 ]
 
 ACTOR_HALF = record(
-    [(name, "<i8") for name in ("connections", "refusals", "failures", "mode", "close_count", "since_ns")],
+    [
+        (name, "<i8")
+        for name in (
+            "connections", "refusals", "failures", "mode", "close_count", "since_ns", "accepted", "blamed", "throttled",
+            "window", "latency_us", "stepped",
+        )
+    ],
     LANE,
-)
-BROKER_HALF = record([("allowance", "<i8"), ("state", "<i8"), ("mode_ceiling", "<i8")], LANE)
-assert word_of(ACTOR_HALF, "since_ns") == 5, "layout is read by other processes: raise LAYOUT_VERSION instead"
-assert word_of(BROKER_HALF, "mode_ceiling") == 2
+)  # fmt: skip
+BROKER_HALF = record([(name, "<i8") for name in ("allowance", "state", "mode_ceiling", "window_ceiling")], LANE)
+assert word_of(ACTOR_HALF, "stepped") == 11, "layout is read by other processes: raise LAYOUT_VERSION instead"
+assert word_of(BROKER_HALF, "window_ceiling") == 3
 
 TABLES = (
     Table("relays.actor", ACTOR_HALF, ("actors", "relays"), "actor"),
     Table("relays.broker", BROKER_HALF, ("actors", "relays"), "broker"),
 )
 
-CONNECTIONS, REFUSALS, FAILURES, MODE, CLOSE_COUNT, SINCE_NS = range(6)
-ALLOWANCE, STATE, MODE_CEILING = range(3)
+CONNECTIONS, REFUSALS, FAILURES, MODE, CLOSE_COUNT, SINCE_NS, ACCEPTED, BLAMED, THROTTLED = range(9)
+WINDOW, LATENCY_US, STEPPED = range(9, 12)
+ALLOWANCE, STATE, MODE_CEILING, WINDOW_CEILING = range(4)
 _WORDS = LANE // 8
 
 
@@ -77,6 +93,9 @@ class RelayUse(NamedTuple):
     connections  open now; refusals  greeted or answered with "not now" (421 and the like); failures  could not open
     mode         transaction mode in use; close_count  fewest messages after which the relay closed, 0 = never
     since_ns     monotonic time of the last change of mode or connections
+    accepted     messages it took; blamed  replies that blame us (`About.SENDER`); throttled  that say "too fast"
+    window       messages in flight allowed on one connection now; latency_us  of late, MAIL to final reply
+    stepped      the mode it was stepped down to because it broke a better one; 0 = it did not, or long ago
     """
 
     connections: int
@@ -85,6 +104,12 @@ class RelayUse(NamedTuple):
     mode: int
     close_count: int
     since_ns: int
+    accepted: int
+    blamed: int
+    throttled: int
+    window: int
+    latency_us: int
+    stepped: int
 
 
 class RelayTable:
@@ -100,9 +125,12 @@ class RelayTable:
 
     # ---- the broker
 
-    def allow(self, row: int, relay: int, allowance: int, state: int, mode_ceiling: int) -> None:
-        """Tell an actor how many connections it may have, how the relay stands and the highest mode allowed."""
+    def allow(
+        self, row: int, relay: int, allowance: int, state: int, mode_ceiling: int, window_ceiling: int = 0
+    ) -> None:
+        """Tell an actor how many connections it may have, how the relay stands, and the highest mode and window."""
         words, at = self._broker, (row * self._relays + relay) * _WORDS
+        words[at + WINDOW_CEILING] = window_ceiling
         words[at + MODE_CEILING] = mode_ceiling
         words[at + STATE] = state
         words[at + ALLOWANCE] = allowance
@@ -110,12 +138,12 @@ class RelayTable:
     def use(self, row: int, relay: int) -> RelayUse:
         """Return what an actor says of a relay."""
         at = (row * self._relays + relay) * _WORDS
-        return RelayUse(*self._actor[at : at + SINCE_NS + 1].tolist())
+        return RelayUse(*self._actor[at : at + STEPPED + 1].tolist())
 
     def uses(self) -> npt.NDArray[np.int64]:
-        """Return int64[actors, relays, 6] in the order of RelayUse: a copy."""
+        """Return int64[actors, relays, 12] in the order of RelayUse: a copy."""
         view = self._actor_table.view(np.int64).reshape(*self._actor_table.shape, _WORDS)
-        return view[..., : SINCE_NS + 1].copy()
+        return view[..., : STEPPED + 1].copy()
 
     def wipe(self, row: int) -> None:
         """Zero the actor's half of a row whose actor is dead: the dead have no connections. No actor may run in it."""
@@ -139,3 +167,7 @@ class RelayTable:
     def mode_ceiling(self, row: int, relay: int) -> int:
         """Return the highest transaction mode allowed, 0 = no ceiling."""
         return self._broker[(row * self._relays + relay) * _WORDS + MODE_CEILING]
+
+    def window_ceiling(self, row: int, relay: int) -> int:
+        """Return the most messages in flight allowed on one connection, 0 = what the settings say."""
+        return self._broker[(row * self._relays + relay) * _WORDS + WINDOW_CEILING]

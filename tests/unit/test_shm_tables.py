@@ -193,8 +193,8 @@ def test_relay_rows_carry_allowances_down_and_use_up(arena: Arena) -> None:
     words = actor.words(2, 3)
     words[CONNECTIONS] += 4
     words[FAILURES] += 1
-    assert broker.use(2, 3) == (4, 0, 1, 0, 0, 0)
-    assert broker.uses()[2, 3].tolist() == [4, 0, 1, 0, 0, 0]
+    assert broker.use(2, 3) == (4, 0, 1, *[0] * 9)
+    assert broker.uses()[2, 3].tolist() == [4, 0, 1, *[0] * 9]
     broker.wipe(2)
     assert broker.uses().sum() == 0
 
