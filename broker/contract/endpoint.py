@@ -23,6 +23,7 @@ class Endpoint:
     password: str = field(repr=False)
     connections: int
     messages_per_connection: int
+    max_age_s: float
     window: int
     ca_file: str
     ehlo_name: str

@@ -5,6 +5,7 @@ May import pydantic; opens no connection and reads no file (the password comes i
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,7 @@ class Relay(Table):
     tls                      none | opportunistic | required | implicit
     connections              most to this relay, all senders together
     messages_per_connection  0 = no limit
+    max_age_s                a connection older than this takes no further message; 0 = no limit
     window                   most messages in flight on one connection
     from_domains             domains a campaign's From may have, lower case, A-labels; empty = any
     ca_file                  certificates to trust instead of the system's; absolute
@@ -64,6 +66,9 @@ class Relay(Table):
     password: Annotated[str, Field(repr=False)] = ""
     connections: Annotated[int, Field(ge=1, le=10_000, description="a whole number from 1 to 10000")] = 20
     messages_per_connection: Annotated[int, Field(ge=0, le=10**9, description="a whole number from 0 (no limit)")] = 0
+    max_age_s: Annotated[float, Field(ge=0, le=86400, description="a number of seconds from 0 (no limit) to 86400")] = (
+        0.0
+    )
     window: Annotated[int, Field(ge=1, le=256, description="a whole number from 1 to 256")] = 16
     rate: Annotated[Rate, Field(description="a table: { per_second = 10 }")] = Rate()
     from_domains: Annotated[
@@ -99,6 +104,11 @@ class Relay(Table):
         if re.fullmatch(r"[^:]+:\d+", host):
             name, _, port = host.partition(":")
             raise wrong("holds a port", hint=f'write host = "{name}" and port = {port}')
+        if bracketed := re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::(\d+))?", host):
+            address, port = bracketed.groups()
+            if port:
+                raise wrong("holds a port", hint=f'write host = "{address}" and port = {port}')
+            host = address  # the brackets are for URLs and mail addresses; a resolver knows none
         if not _HOST.fullmatch(host):
             raise wrong("must be a host name or address, without spaces, `/` or `@`")
         return host
@@ -113,7 +123,17 @@ class Relay(Table):
     def _ehlo_name(cls, name: str) -> str:
         return domain_name(name) if name else name
 
-    @field_validator("username", "source_address")
+    @field_validator("source_address")
+    @classmethod
+    def _source_address(cls, text: str) -> str:
+        if text:
+            try:
+                ipaddress.ip_address(text)
+            except ValueError:
+                raise wrong("must be an IP address of this machine") from None
+        return text
+
+    @field_validator("username")
     @classmethod
     def _one_line(cls, text: str) -> str:
         if any(ord(character) < 32 for character in text):

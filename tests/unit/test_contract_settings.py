@@ -192,6 +192,16 @@ MISTAKES = [
         "3:17: `relay.default.timeouts.body` must be a number of seconds above 0, at most 3600: `0`",
         None,
     ),
+    (
+        'source_address = "lo"',
+        '3:18: `relay.default.source_address` must be an IP address of this machine: `"lo"`',
+        None,
+    ),
+    (
+        "max_age_s = -1",
+        "3:13: `relay.default.max_age_s` must be a number of seconds from 0 (no limit) to 86400: `-1`",
+        None,
+    ),
     ("timeouts.bdy = 1", "3:1: unknown key: `relay.default.timeouts.bdy`", "did you mean `body`?"),
     (
         'username = "me"',
