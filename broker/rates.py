@@ -14,73 +14,42 @@ Invariants
   up the share of one slice, and not the bucket.
 - Under a gap one lease at a time has the turn, of all its owners that have one, or of none: nobody holds one turn while
   waiting for another.
+- A lease on a pool has several routes. Each slice goes through one, which `broker/pool_balance.py` chooses, and falls
+  under that relay's windows. Slices are used up in their order, so what became of each is known up to what was both
+  spent and returned between two looks; there each relay counts as much as it can have been.
+- A tick costs as much as there are leases and owners, not their product.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from broker.rate_windows import REACH_NS, RateLike, Windows
+from broker.pool_balance import Balance
+from broker.rate_leases import Grant, PacedLease, Route
+from broker.rate_sharing import date, divide
+from broker.rate_windows import RateLike, Windows
 from shm.files.windows import WindowFile
-from shm.live.grants import LAPSE_NS
 
-__all__ = ["Grant", "Rates"]
+__all__ = ["Grant", "Rates", "Route"]
 
-_LEAST = 16  # a lease counts as wanting at least a 16th of what the average one does: one late row is not put off
 _PASSES = 3  # rounds of sharing per tick: what one owner holds back from a lease, another lease may use
-
-
-class Grant(NamedTuple):
-    """A slice to push: n attempts at first_ns, first_ns + step_ns, ..., no two closer than gap_ns (0 = none)."""
-
-    lease: int
-    n: int
-    first_ns: int
-    step_ns: int
-    gap_ns: int
-
-
-class _Lease:
-    """What a lease was granted and what became of it. Counts grow only.
-
-    told     (spent, returned, last attempt not later than) as last observed, not yet settled with the windows
-    slices   (granted up to and with it, when it lapses) of slices not known to be used up
-    credits  per owner, tokens that rounding owes it
-    """
-
-    __slots__ = ("credits", "granted", "number", "owners", "returned", "slices", "spent", "told", "turn_ns", "wanted")
-
-    def __init__(self, number: int, owners: list[Windows], now_ns: int) -> None:
-        self.number = number
-        self.owners = owners
-        self.granted = self.spent = self.returned = self.wanted = 0
-        self.told: tuple[int, int, int] | None = None
-        self.slices: deque[tuple[int, int]] = deque()
-        self.credits = [0.0] * len(owners)
-        self.turn_ns = now_ns
-
-    def lacks(self, now_ns: int) -> int:
-        """Return how many tokens it may be given: what it wants beyond what it got; 0 if it sits on lapsed ones."""
-        while self.slices and self.slices[0][0] <= self.spent + self.returned:
-            self.slices.popleft()
-        if self.slices and self.slices[0][1] < now_ns:
-            return 0
-        return max(0, self.wanted - self.granted)
-
-    def has_turn(self) -> bool:
-        """Return whether it is its turn at every owner that grants to one lease at a time."""
-        return all(not w.has_gap or w.holder is self for w in self.owners)
+_MANY = 1 << 62
 
 
 class Rates:
-    """All owners and leases of an engine."""
+    """All owners and leases of an engine.
 
-    def __init__(self) -> None:
+    most    (lease, relay) -> how many tokens a lease may be given for a relay of a pool now; 0 = it does not work
+    """
+
+    def __init__(self, most: Callable[[int, int], int] | None = None) -> None:
+        self._most = most or (lambda _lease, _relay: _MANY)
         self._owners: dict[str, Windows] = {}
-        self._leases: dict[int, _Lease] = {}
-        self._ended: list[_Lease] = []
+        self._leases: dict[int, PacedLease] = {}
+        self._under: dict[Windows, set[PacedLease]] = {}
+        self._balances: dict[str, Balance] = {}
+        self._ended: list[PacedLease] = []
         self._ticks = 0
 
     # ---- owners
@@ -88,14 +57,16 @@ class Rates:
     def add_owner(self, owner: str, rate: RateLike, file: WindowFile, now: int) -> None:
         """Begin with an owner ("campaign-7", "relay-default"), whose past is what `file` told when it was opened."""
         assert owner not in self._owners, owner
-        self._owners[owner] = Windows(owner, rate, file, now)
+        windows = self._owners[owner] = Windows(owner, rate, file, now)
+        self._under[windows] = set()
 
     def drop_owner(self, owner: str, now: int) -> WindowFile:
         """Forget an owner whose leases are closed; returns its file, settled, for the caller to close."""
         windows = self._owners[owner]
-        assert not any(windows in lease.owners for lease in self._leases.values()), f"`{owner}` has leases"
+        assert not self._under[windows], f"`{owner}` has leases"
         self._settle(now)
-        del self._owners[owner]
+        del self._owners[owner], self._under[windows]
+        self._balances.pop(owner, None)
         return windows.file
 
     def has_owner(self, owner: str) -> bool:
@@ -105,6 +76,16 @@ class Rates:
     def set_rate(self, owner: str, rate: RateLike, now: int) -> None:
         """Change an owner's limits; they hold for every grant from the next tick on."""
         self._owners[owner].set_rate(rate, now)
+
+    def lasting(self, owner: str) -> bool:
+        """Return whether there is a file behind the owner's windows."""
+        return self._owners[owner].file.lasting
+
+    def rehouse(self, owner: str, file: WindowFile) -> None:
+        """Give an owner that had no file one; set its rate next. What is out of it stays out."""
+        windows = self._owners[owner]
+        file.grant(windows.file.outstanding)
+        windows.file = file
 
     def needs_grants(self, owners: Iterable[str]) -> bool:
         """Return whether a lease under these owners must spend grants: any of them has a window or a gap."""
@@ -116,9 +97,7 @@ class Rates:
         {"name": "rate.per_minute", "value": 5000, "until_ns": monotonic time when it lets an attempt through}
         """
         windows = self._owners.get(owner)
-        if windows is None or not any(
-            lease.wanted > lease.granted and windows in lease.owners for lease in self._leases.values()
-        ):
+        if windows is None or not any(lease.wanted > lease.granted for lease in self._under[windows]):
             return None
         return windows.binding(now)
 
@@ -128,10 +107,20 @@ class Rates:
 
     # ---- leases
 
-    def open_lease(self, lease: int, owners: Iterable[str], now: int) -> None:
-        """Begin with a lease, which falls under these owners as long as it lives."""
+    def open_lease(self, lease: int, owners: Sequence[str], now: int, routes: Sequence[Route] = ()) -> None:
+        """Begin with a lease, which falls under these owners as long as it lives.
+
+        routes   relays of a pool, of which each slice uses one; the first owner's leases are balanced together
+        """
         assert lease not in self._leases, lease
-        self._leases[lease] = _Lease(lease, [self._owners[owner] for owner in owners], now)
+        made = PacedLease(lease, [self._owners[owner] for owner in owners], now)
+        made.routes = {route.relay: self._owners[route.owner] for route in routes}
+        made.weights = {route.relay: route.weight for route in routes}
+        if routes:
+            made.balance = self._balances.setdefault(owners[0], Balance())
+        self._leases[lease] = made
+        for windows in made.all_owners():
+            self._under[windows].add(made)
 
     def observe(self, lease: int, spent: int, returned: int, now: int, spent_ns: int = 0) -> None:
         """Take note of a lease's totals as read at `now`.
@@ -152,13 +141,14 @@ class Rates:
         """Return the tokens granted to a lease in all."""
         return self._leases[lease].granted
 
+    def owes(self, lease: int) -> bool:
+        """Return whether a lease has tokens of which it is not known what became of them."""
+        known = self._leases[lease]
+        return known.granted > known.spent + known.returned
+
     def withdraw(self, lease: int, n: int, now: int) -> None:
         """Take back the last slice of `n`, which could not be published (its ring was full)."""
-        known = self._leases[lease]
-        known.slices.pop()
-        known.granted -= n
-        for windows in known.owners:
-            windows.settle(now, 0, n, now)
+        self._leases[lease].withdraw(n, now)
 
     def close_lease(self, lease: int, spent: int, returned: int) -> None:
         """End a lease. What it was granted and is neither spent nor returned counts as spent.
@@ -171,6 +161,8 @@ class Rates:
         returned = min(max(returned, known.returned), known.granted - spent)
         known.told = (known.granted - returned, returned, 0)
         self._ended.append(known)
+        for windows in known.all_owners():
+            self._under[windows].discard(known)
 
     @property
     def active(self) -> bool:
@@ -191,10 +183,19 @@ class Rates:
             windows.bound = None
         if not lacking:
             return []
-        for windows in dict.fromkeys(windows for lease in lacking for windows in lease.owners):
+        for windows in dict.fromkeys(windows for lease in lacking for windows in lease.all_owners()):
             windows.refill(now)
-        self._pass_turns(lacking, now)
-        return self._grant(self._share(lacking, now), now)
+        offered = self._route(lacking, now)
+        members: dict[Windows, list[PacedLease]] = {}
+        for lease in lacking:
+            for windows in lease.owners:
+                members.setdefault(windows, []).append(lease)
+        self._pass_turns(members, lacking, now)
+        given = self._share(lacking, members, now)
+        for lease, n in offered.items():
+            if n > given.get(lease, 0):
+                lease.balance.charge(lease.relay, given.get(lease, 0) - n, lease.weights[lease.relay])
+        return self._grant(given, now)
 
     def _settle(self, now: int) -> None:
         told = [lease for lease in (*self._leases.values(), *self._ended) if lease.told is not None]
@@ -203,20 +204,38 @@ class Rates:
             assert lease.told is not None
             spent, returned, last_ns = lease.told
             lease.told = None
-            if (spent, returned) == (lease.spent, lease.returned):
-                continue
-            for windows in lease.owners:
-                windows.settle(now, spent - lease.spent, returned - lease.returned, last_ns or now)
-            lease.spent, lease.returned = spent, returned
+            if (spent, returned) != (lease.spent, lease.returned):
+                lease.settle(now, spent, returned, last_ns or now)
         self._ended.clear()
 
-    def _pass_turns(self, lacking: dict[_Lease, int], now: int) -> None:
+    def _route(self, lacking: dict[PacedLease, int], now: int) -> dict[PacedLease, int]:
+        """Choose the relay of each pool lease's next slice; a lease none of whose relays works lacks nothing.
+
+        Returns what the balances were charged for each.
+        """
+        offered: dict[PacedLease, int] = {}
+        for lease in [lease for lease in lacking if lease.routes]:
+            most = {relay: self._most(lease.number, relay) for relay in lease.routes}
+            works = [relay for relay, n in most.items() if n > 0]
+            able = [relay for relay in works if (room := lease.routes[relay].room(now)[0]) is None or room > 0]
+            if not works:
+                del lacking[lease]
+                continue
+            relay = lease.balance.choose(able or works, lease.weights)
+            lease.take(relay)
+            n = lacking[lease] = min(lacking[lease], most[relay], lease.balance.turn)
+            lease.balance.charge(relay, n, lease.weights[relay])
+            offered[lease] = n
+        return offered
+
+    def _pass_turns(self, members: dict[Windows, list[PacedLease]], lacking: dict[PacedLease, int], now: int) -> None:
         """Let turns go that are over, and give free ones to the lease that waited longest."""
         free = set()
-        for windows in dict.fromkeys(w for lease in self._leases.values() for w in lease.owners if w.has_gap):
-            holder = windows.holder
-            others = any(lease is not holder and windows in lease.owners for lease in lacking)
-            if windows.hand_over(now, wanted=holder in lacking, others=others):
+        for windows in [w for w, leases in self._under.items() if leases and w.has_gap]:
+            holder, here = windows.holder, members.get(windows, [])
+            others = any(lease is not holder for lease in here)
+            wanted = holder in lacking and windows in holder.owners
+            if windows.hand_over(now, wanted=wanted, others=others):
                 free.add(windows)
         for lease in sorted(lacking, key=lambda lease: lease.turn_ns):
             turns = [w for w in lease.owners if w.has_gap]
@@ -226,30 +245,30 @@ class Rates:
                     windows.holder, windows.run_ns = lease, now
                     free.discard(windows)
 
-    def _may_have(self, lease: _Lease, lacking: dict[_Lease, int], now: int) -> bool:
+    def _may_have(self, lease: PacedLease, members: dict[Windows, list[PacedLease]], now: int) -> bool:
         """Return whether it has the turn, and is not to let it run out since others wait for it."""
         if not lease.has_turn():
             return False
         for windows in lease.owners:
             if windows.has_gap and windows.run_over(now):
-                return not any(other is not lease and windows in other.owners for other in lacking)
+                return len(members[windows]) == 1  # nobody but this one
         return True
 
-    def _share(self, lacking: dict[_Lease, int], now: int) -> dict[_Lease, int]:
+    def _share(
+        self, lacking: dict[PacedLease, int], members: dict[Windows, list[PacedLease]], now: int
+    ) -> dict[PacedLease, int]:
         """Divide the room of all owners; no owner's is exceeded by what its leases get together."""
-        given: dict[_Lease, int] = {}
+        given: dict[PacedLease, int] = {}
         rooms: dict[Windows, int] = {}
-        for lease in lacking:
-            for windows in lease.owners:
-                if windows not in rooms:
-                    room, name = windows.room(now)
-                    asked = sum(n for other, n in lacking.items() if windows in other.owners)
-                    windows.bound = name if room is not None and room < asked else None
-                    rooms[windows] = asked if room is None else room
-        able = {lease: n for lease, n in lacking.items() if self._may_have(lease, lacking, now)}
+        for windows, under in members.items():
+            room, name = windows.room(now)
+            asked = sum(lacking[lease] for lease in under)
+            windows.bound = name if room is not None and room < asked else None
+            rooms[windows] = asked if room is None else room
+        able = {lease: n for lease, n in lacking.items() if self._may_have(lease, members, now)}
         for turn in range(_PASSES):
             asked_now = {lease: n - given.get(lease, 0) for lease, n in able.items() if n > given.get(lease, 0)}
-            got = _divide(asked_now, rooms, credit=turn == 0)
+            got = divide(asked_now, rooms, credit=turn == 0)
             if not got:
                 break
             for lease, n in got.items():
@@ -258,76 +277,19 @@ class Rates:
                     rooms[windows] -= n
         return given
 
-    def _grant(self, given: dict[_Lease, int], now: int) -> list[Grant]:
+    def _grant(self, given: dict[PacedLease, int], now: int) -> list[Grant]:
         """Date and charge what each lease gets. Leases take turns at being first, since early dates are better ones."""
         order = sorted(given, key=lambda lease: lease.number)
         first = self._ticks % len(order) if order else 0
         grants = []
         for lease in (*order[first:], *order[:first]):
-            grant = _date(lease, given[lease], now)
+            grant = date(lease, given[lease], now)
             if grant is not None:
                 last_ns = grant.first_ns + (grant.n - 1) * grant.step_ns
                 for windows in lease.owners:
                     windows.charge(grant.n, last_ns)
-                lease.granted += grant.n
-                lease.slices.append((lease.granted, last_ns + LAPSE_NS))
+                lease.grant(grant.n, last_ns)
                 grants.append(grant)
+            if lease.routes and (less := given[lease] - (grant.n if grant is not None else 0)):
+                lease.balance.charge(lease.relay, -less, lease.weights[lease.relay])
         return grants
-
-
-def _date(lease: _Lease, n: int, now: int) -> Grant | None:
-    """Return the slice of up to n tokens that every window of the lease allows and that ends within the reach."""
-    gap_ns = max((w.gap_ns for w in lease.owners), default=0)
-    while n > 0:
-        spans = [w.span_ns(n, now) for w in lease.owners]
-        first_ns = max((first for first, _ in spans), default=now)
-        last_ns = max((last for _, last in spans), default=now)
-        last_ns = max(last_ns, first_ns + (n - 1) * gap_ns)
-        step_ns = -(-(last_ns - first_ns) // (n - 1)) if n > 1 else 0
-        if first_ns + (n - 1) * step_ns <= now + REACH_NS:
-            return Grant(lease.number, n, first_ns, step_ns, gap_ns)
-        n = n // 2  # two owners' dates together can pass the reach that each alone keeps
-    return None
-
-
-def _divide(asked: dict[_Lease, int], rooms: dict[Windows, int], *, credit: bool) -> dict[_Lease, int]:
-    """Return what each lease gets of what it asked: owner after owner cuts it down, campaigns before relays."""
-    got = dict(asked)
-    members: dict[Windows, list[tuple[_Lease, int]]] = {}
-    for lease in asked:
-        for place, windows in enumerate(lease.owners):
-            members.setdefault(windows, []).append((lease, place))
-    for windows, under in sorted(members.items(), key=lambda item: max(place for _, place in item[1])):
-        _cut(got, under, rooms[windows], credit=credit)
-    return {lease: n for lease, n in got.items() if n > 0}
-
-
-def _cut(got: dict[_Lease, int], under: list[tuple[_Lease, int]], room: int, *, credit: bool) -> None:
-    """Bring the sum of some leases' tokens down to `room`, each in proportion.
-
-    under   (lease, place of the owner among its owners)
-    credit  whether what rounding withholds is remembered, and what it withheld before is made good
-    """
-    asked = sum(got[lease] for lease, _ in under)
-    if asked <= room:
-        for lease, place in under:
-            lease.credits[place] = 0.0
-        return
-    weights = {lease: max(float(got[lease]), asked / len(under) / _LEAST) for lease, _ in under if got[lease]}
-    each = room / sum(weights.values())
-    shares = {
-        lease: weights.get(lease, 0.0) * each + (lease.credits[place] if credit else 0.0) for lease, place in under
-    }
-    left = room
-    parts: dict[_Lease, int] = {}
-    for lease in sorted(shares, key=lambda lease: -shares[lease]):
-        parts[lease] = max(0, min(int(shares[lease]), got[lease], left))
-        left -= parts[lease]
-    for lease in sorted(shares, key=lambda lease: parts[lease] - shares[lease]):
-        extra = min(left, 1, got[lease] - parts[lease])
-        parts[lease] += extra
-        left -= extra
-    for lease, place in under:
-        if credit:
-            lease.credits[place] = max(-float(asked), min(float(asked), shares[lease] - parts[lease]))
-        got[lease] = parts[lease]

@@ -38,7 +38,7 @@ __all__ = [
 
 Kind = Literal["store", "audience"]
 
-HEADS: Final[dict[Kind, str]] = {"store": "0001", "audience": "0001"}
+HEADS: Final[dict[Kind, str]] = {"store": "0002", "audience": "0001"}
 """The newest revision of each kind of file, as its last script under `migrations/<kind>/versions` calls itself."""
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"

@@ -24,7 +24,7 @@ from sqlalchemy import (
     Text,
 )
 
-__all__ = ["campaigns", "jobs", "metadata", "requests", "shards", "suppression_changes", "suppressions"]
+__all__ = ["campaigns", "jobs", "metadata", "relays", "requests", "shards", "suppression_changes", "suppressions"]
 
 metadata = MetaData()
 
@@ -88,6 +88,24 @@ requests = Table(
     Column("created", Double, nullable=False),
 )
 Index("requests_created", requests.c.created)
+
+# What was learnt of a relay as long as it is this server; what people declared of it stands in ecm.toml alone.
+relays = Table(
+    "relays",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("host", Text, primary_key=True),
+    Column("port", Integer, primary_key=True),
+    Column("mode", Integer, nullable=False),  # the one it was stepped down to; 0: none
+    Column("mode_until", Double, nullable=False),
+    Column("close_count", Integer, nullable=False),  # fewest messages after which it closed a connection; 0: never
+    Column("close_until", Double, nullable=False),
+    Column("tripped_until", Double, nullable=False),  # when it is probed; 0: it is not tripped
+    Column("trips", Integer, nullable=False),  # in a row
+    Column("cause", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
 
 # Who is suppressed now. The position is the number of the change that put it here, so rows are appended in order
 # and only the small index on the key is written at random places: 2,000,000 keys are a 50 MB index, which an import
