@@ -9,8 +9,8 @@ Invariants
 actor's half, row: (actor, relay), writer: actor
 # offset  0             8          16         24     32            40         48         56       64
 #         | connections | refusals | failures | mode | close_count | since_ns | accepted | blamed | throttled
-#         72       80           88        96 .. 127
-#         | window | latency_us | stepped | zero
+#         72       80           88        96        104 .. 127
+#         | window | latency_us | stepped | opening | zero
 broker's half, row: (actor, relay), writer: broker
 # offset  0           8       16             24               32 .. 127
 #         | allowance | state | mode_ceiling | window_ceiling | zero
@@ -41,6 +41,7 @@ __all__ = [
     "LATENCY_US",
     "MODE",
     "MODE_CEILING",
+    "OPENING",
     "REFUSALS",
     "SINCE_NS",
     "STATE",
@@ -59,13 +60,14 @@ ACTOR_HALF = record(
         (name, "<i8")
         for name in (
             "connections", "refusals", "failures", "mode", "close_count", "since_ns", "accepted", "blamed", "throttled",
-            "window", "latency_us", "stepped",
+            "window", "latency_us", "stepped", "opening",
         )
     ],
     LANE,
 )  # fmt: skip
 BROKER_HALF = record([(name, "<i8") for name in ("allowance", "state", "mode_ceiling", "window_ceiling")], LANE)
 assert word_of(ACTOR_HALF, "stepped") == 11, "layout is read by other processes: raise LAYOUT_VERSION instead"
+assert word_of(ACTOR_HALF, "opening") == 12
 assert word_of(BROKER_HALF, "window_ceiling") == 3
 
 TABLES = (
@@ -74,7 +76,7 @@ TABLES = (
 )
 
 CONNECTIONS, REFUSALS, FAILURES, MODE, CLOSE_COUNT, SINCE_NS, ACCEPTED, BLAMED, THROTTLED = range(9)
-WINDOW, LATENCY_US, STEPPED = range(9, 12)
+WINDOW, LATENCY_US, STEPPED, OPENING = range(9, 13)
 ALLOWANCE, STATE, MODE_CEILING, WINDOW_CEILING = range(4)
 _WORDS = LANE // 8
 
@@ -96,6 +98,7 @@ class RelayUse(NamedTuple):
     accepted     messages it took; blamed  replies that blame us (`About.SENDER`); throttled  that say "too fast"
     window       messages in flight allowed on one connection now; latency_us  of late, MAIL to final reply
     stepped      the mode it was stepped down to because it broke a better one; 0 = it did not, or long ago
+    opening      connections being opened, and not among `connections` yet: both count against the allowance
     """
 
     connections: int
@@ -110,6 +113,7 @@ class RelayUse(NamedTuple):
     window: int
     latency_us: int
     stepped: int
+    opening: int = 0
 
 
 class RelayTable:
@@ -138,12 +142,12 @@ class RelayTable:
     def use(self, row: int, relay: int) -> RelayUse:
         """Return what an actor says of a relay."""
         at = (row * self._relays + relay) * _WORDS
-        return RelayUse(*self._actor[at : at + STEPPED + 1].tolist())
+        return RelayUse(*self._actor[at : at + OPENING + 1].tolist())
 
     def uses(self) -> npt.NDArray[np.int64]:
-        """Return int64[actors, relays, 12] in the order of RelayUse: a copy."""
+        """Return int64[actors, relays, 13] in the order of RelayUse: a copy."""
         view = self._actor_table.view(np.int64).reshape(*self._actor_table.shape, _WORDS)
-        return view[..., : STEPPED + 1].copy()
+        return view[..., : OPENING + 1].copy()
 
     def wipe(self, row: int) -> None:
         """Zero the actor's half of a row whose actor is dead: the dead have no connections. No actor may run in it."""
