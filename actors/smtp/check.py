@@ -60,7 +60,7 @@ async def check(relay: Endpoint) -> dict[str, Any]:
         "host": relay.host,
         "port": relay.port,
         "banner": session.banner,
-        "tls": session.tls,
+        "tls": None if session.tls is None else str(session.tls),
         "mode": session.mode.name.lower(),
         "features": asdict(session.features),
         "logged_in": bool(relay.username),

@@ -1,4 +1,4 @@
-"""Opens an SMTP session to a relay and hands its transport over: connect, EHLO, STARTTLS, AUTH.
+"""Opens an SMTP session to a relay and hands its transport over: `dial`, EHLO, `tls`, AUTH.
 
 aiosmtplib speaks until the session stands; the transactions are ours (`transaction`), because it waits for each reply
 and drops what it did not ask for. Once a session, never per message.
@@ -29,7 +29,9 @@ from typing import Literal, cast
 
 import aiosmtplib
 
+from actors.smtp.dial import SourceError, dial
 from actors.smtp.reply import Reply, read_text
+from actors.smtp.tls import ClientContext, Tls, client_context
 from actors.smtp.transaction import Mode, Stage
 from broker.contract.endpoint import Endpoint
 
@@ -135,17 +137,28 @@ class Session:
     transport  of asyncio or uvloop, TLS included
     mode       for Transactions
     features   of the EHLO that counts: after TLS
-    tls        protocol and cipher, or None
+    tls        how it is encrypted, or None
+    login      the mechanism by which we are logged in, or None
     banner     the relay's greeting
     """
 
-    def __init__(self, smtp: aiosmtplib.SMTP, mode: Mode, features: Features, tls: str | None, banner: str) -> None:
+    def __init__(self, smtp: aiosmtplib.SMTP, mode: Mode, features: Features, login: str | None, banner: str) -> None:
         self.transport = cast("asyncio.Transport", smtp.transport)
         self.mode = mode
         self.features = features
-        self.tls = tls
+        self.tls = _tls(smtp)
+        self.login = login
         self.banner = banner
         self._smtp = smtp
+
+    async def noop(self) -> None:
+        """One round trip: whatever the relay answers. Raises SessionError if it does not."""
+        try:
+            await self._smtp.noop()
+        except aiosmtplib.SMTPResponseException:
+            pass  # a refusal came all the way, too
+        except (aiosmtplib.SMTPException, OSError) as error:
+            raise SessionError(Stage.EHLO, None, "the relay did not answer NOOP") from error
 
     def take_over(self, protocol: asyncio.Protocol) -> None:
         """Make `protocol` the transport's own and tell it so (`connection_made`).
@@ -187,7 +200,7 @@ class _Opener:
 
     def __init__(self, relay: Endpoint, *, starttls: bool = True) -> None:
         self._relay = relay
-        self._place = f"{relay.host}:{relay.port}"
+        self._place = f"[{relay.host}]:{relay.port}" if ":" in relay.host else f"{relay.host}:{relay.port}"
         self._starttls = starttls and relay.tls in ("opportunistic", "required")
         self._command_s = deadline_s(relay, Stage.EHLO)
 
@@ -196,9 +209,7 @@ class _Opener:
         context = None if self._relay.tls == "none" else await self._context()
         smtp = aiosmtplib.SMTP(
             hostname=self._relay.host,
-            port=self._relay.port,
             local_hostname="localhost",  # never said: `_hello` gives the name
-            source_address=(self._relay.source_address, 0) if self._relay.source_address else None,
             timeout=self._command_s,
             use_tls=self._relay.tls == "implicit",
             start_tls=False,
@@ -206,29 +217,32 @@ class _Opener:
         )
         try:
             with self._explained(Stage.EHLO, smtp):  # a relay may also vanish between two steps
-                return await self._steps(smtp, ceiling)
-        except BaseException:  # cancelled ones too: the socket must not outlive the attempt
+                session = await self._steps(smtp, ceiling)
+        except BaseException as error:  # cancelled ones too: the socket must not outlive the attempt
             smtp.close()
+            if context is not None and isinstance(error, SessionError) and error.stage is Stage.TLS:
+                context.forget()
             raise
+        if context is not None and session.tls is not None:
+            context.remember(smtp.get_transport_info("ssl_object"))
+        return session
 
     async def _steps(self, smtp: aiosmtplib.SMTP, ceiling: Mode) -> Session:
         banner = await self._connect(smtp)
-        _no_delay(smtp)
         name = self._relay.ehlo_name or await _own_name(smtp)
         await self._hello(smtp, name)
         if self._starttls and await self._start_tls(smtp):
             await self._hello(smtp, name)
-        if self._relay.username:
-            await self._login(smtp)
+        login = await self._login(smtp) if self._relay.username else None
         features = _features(smtp.esmtp_extensions, smtp.server_auth_methods)
-        return Session(smtp, features.mode(ceiling), features, _tls(smtp), banner)
+        return Session(smtp, features.mode(ceiling), features, login, banner)
 
-    async def _context(self) -> ssl.SSLContext:
+    async def _context(self) -> ClientContext:
         verified = self._relay.tls != "opportunistic" or bool(self._relay.username)
         ca_file = self._relay.ca_file
         try:
             changed_ns = Path(ca_file).stat().st_mtime_ns if ca_file else 0  # noqa: ASYNC240  (one stat, at opening)
-            return await asyncio.to_thread(_make_context, ca_file, changed_ns, verified)
+            return await asyncio.to_thread(client_context, self._relay, changed_ns, verified=verified)
         except OSError as error:
             text = f"cannot use the certificates of {ca_file}: {_reason(error)}"
             raise SessionError(Stage.TLS, None, text, blames="sender") from error
@@ -245,7 +259,12 @@ class _Opener:
 
                 watch = loop.call_later(connect_s, give_up_connecting)
                 try:
-                    greeting = await smtp.connect(timeout=connect_s + greeting_s)
+                    endpoint = await dial(self._relay.host, self._relay.port, self._relay.source_address)
+                    try:
+                        greeting = await smtp.connect(sock=endpoint, timeout=connect_s + greeting_s)
+                    finally:
+                        if smtp.transport is None:
+                            endpoint.close()
                 finally:
                     watch.cancel()
         return _reply(greeting.code, greeting.message).text
@@ -270,7 +289,8 @@ class _Opener:
             await smtp.starttls(timeout=deadline_s(self._relay, Stage.TLS))
         return True
 
-    async def _login(self, smtp: aiosmtplib.SMTP) -> None:
+    async def _login(self, smtp: aiosmtplib.SMTP) -> str:
+        """Log in; the mechanism that did it."""
         encrypted = _tls(smtp) is not None
         if not encrypted and self._relay.tls != "none":
             text = f"{self._place} offers no TLS: the password is not sent over a plain line"
@@ -288,10 +308,12 @@ class _Opener:
             for method in methods:
                 try:
                     await says[method](self._relay.username, self._relay.password)
-                    return
                 except aiosmtplib.SMTPAuthenticationError as refused:
                     if refused.code not in _WRONG_MECHANISM or method is methods[-1]:
                         raise
+                else:
+                    return method
+        raise AssertionError("the last mechanism either logs in or is refused")
 
     @contextlib.contextmanager
     def _explained(self, stage: Stage, smtp: aiosmtplib.SMTP) -> Iterator[None]:
@@ -323,6 +345,10 @@ class _Opener:
             in_the_clear = 'tls = "implicit" is for port 465; ports 25 and 587 begin in the clear: tls = "required"'
             advice = in_the_clear if self._relay.tls == "implicit" else None
             return SessionError(Stage.TLS, None, f"TLS with {self._place} failed: {_reason(error)}", hint=advice)
+        if isinstance(error, SourceError):
+            text = f"cannot connect from source_address {self._relay.source_address}: {_reason(error)}"
+            hint = "name an address of this machine, of a family that the relay has"
+            return SessionError(stage, None, text, blames="sender", hint=hint)
         if isinstance(error, socket.gaierror):
             return SessionError(stage, None, f"cannot resolve {self._relay.host}: {error.strerror}", blames="sender")
         if isinstance(error, TimeoutError):
@@ -330,16 +356,6 @@ class _Opener:
         if isinstance(error, aiosmtplib.SMTPServerDisconnected) or connected:
             return SessionError(stage, None, f"{self._place} closed the connection ({_DOING[stage]})")
         return SessionError(stage, None, f"cannot connect to {self._place}: {_reason(error)}")
-
-
-@functools.lru_cache(maxsize=64)
-def _make_context(ca_file: str, changed_ns: int, verified: bool) -> ssl.SSLContext:  # noqa: ARG001  (part of the key)
-    """A client's TLS context; reading the system's authorities takes about 15 ms, so it is kept."""
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca_file or None)
-    if not verified:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 @functools.cache
@@ -356,16 +372,9 @@ async def _own_name(smtp: aiosmtplib.SMTP) -> str:
     return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
-def _no_delay(smtp: aiosmtplib.SMTP) -> None:
-    """Groups are written whole: Nagle's algorithm could only hold the last segment back."""
-    endpoint = smtp.get_transport_info("socket")
-    if endpoint is not None and endpoint.family in (socket.AF_INET, socket.AF_INET6):
-        endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _tls(smtp: aiosmtplib.SMTP) -> str | None:
-    cipher = smtp.get_transport_info("cipher")
-    return None if cipher is None else f"{cipher[1]} {cipher[0]}"
+def _tls(smtp: aiosmtplib.SMTP) -> Tls | None:
+    endpoint: ssl.SSLObject | None = smtp.get_transport_info("ssl_object")
+    return None if endpoint is None else Tls.of(endpoint)
 
 
 def _reply(code: int, message: str) -> Reply:

@@ -131,7 +131,7 @@ def test_postfix_over_tls_and_logged_in(postfix: RunningPostfix, tls: str) -> No
     )
     session, conversation = send(relay, [message(f"{tls}-{n}", text=DOTTED * 20) for n in range(30)])
     assert session.tls is not None
-    assert session.tls.startswith("TLSv1.3")
+    assert session.tls.version == "TLSv1.3"
     assert session.mode is Mode.PIPELINING
     assert session.features.chunking
     assert session.features.size == 10_240_000

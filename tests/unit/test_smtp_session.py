@@ -190,6 +190,15 @@ def test_bytes_injected_before_tls_are_dropped(certificate: Certificate) -> None
     assert session.features == Features(pipelining=True, auth=("plain",))
 
 
+def test_bytes_injected_one_by_one_before_tls_spoil_the_handshake_only(certificate: Certificate) -> None:
+    """In a segment of their own they come where TLS should: no session, and nothing of them is believed."""
+    injected = [*STARTTLS, hear(b""), b"250 evil.example.com\r\n", SILENCE]
+    error, heard = refused(*injected, context=certificate.context, tls="required", ca_file=str(certificate.file))
+    assert (error.stage, error.reply) == (Stage.TLS, None)
+    assert "TLS with 127.0.0.1:" in error.text
+    assert [line for line in heard if line.startswith((b"EHLO", b"STARTTLS"))] == [b"EHLO me.example.com", b"STARTTLS"]
+
+
 def test_required_tls_that_is_not_offered_is_an_error() -> None:
     """A relay (or an attacker) that hides STARTTLS gets no mail."""
     error, heard = refused(*HELLO, SILENCE, tls="required")
