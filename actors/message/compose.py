@@ -13,16 +13,16 @@ Invariants
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 from actors.message import mime
-from actors.message.identity import Address, Identity, address, https_link, mailto_link
+from actors.message.identity import LINKS, Address, Identity, address
 from actors.message.mime import ComposeError
+from actors.message.quick import Quick
 from actors.message.render import FUNCTIONS, MissingField, Slot, Templates, has_tags, plain_slashes, sample_contexts
-from actors.message.split import MARK, SECTION, Body, Split
+from actors.message.split import picker
 from broker.contract.errors import EcmError
 from broker.contract.mailbox import parse_mailbox
 
@@ -30,9 +30,7 @@ __all__ = ["ComposeError", "Composer", "Message", "MissingField"]
 
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024  # no relay takes more; a template in a loop must not eat the sender's memory
 _TRIALS = 16  # first messages of a composer, made both ways and compared: real fields, beside the made-up ones
-_SPLIT = "split"  # key of the marked template
 _RESERVED = ("email", "unsubscribe_url")  # names that templates always have; they win over columns
-_LINKS: dict[str, Callable[[str], str]] = {"unsubscribe.url": https_link, "unsubscribe.mailto": mailto_link}
 _OURS = re.compile(  # what the engine writes itself, or a relay does
     r"(?i:from|to|cc|bcc|sender|reply-to|subject|date|message-id|return-path|received|dkim-signature|feedback-id"
     r"|list-id|list-unsubscribe|list-unsubscribe-post|mime-version|content-.*|resent-.*)"
@@ -97,14 +95,14 @@ class Composer:
         self._templates = Templates(slots.values(), campaign_file)
         self._varying = frozenset(key for key, slot in slots.items() if has_tags(slot.source))
         # In the order of the slots, so that of several faults the same one is always named.
-        self._rendered = [key for key in slots if key in self._varying and key not in _LINKS]
+        self._rendered = [key for key in slots if key in self._varying and key not in LINKS]
         self._static = {key: slot.source for key, slot in slots.items() if key not in self._varying}
-        for key in _LINKS.keys() & self._static.keys():
+        for key in LINKS.keys() & self._static.keys():
             with _blaming_author(key):
-                self._static[key] = _LINKS[key](self._static[key])
+                self._static[key] = LINKS[key](self._static[key])
         self._bodies = {key: subtype for key, subtype in (("text", "plain"), ("html", "html")) if key in slots}
         self._extra = {f"headers.{name}": name for name in spec.get("headers") or ()}
-        self._links = [key for key in _LINKS if key in slots]
+        self._links = [key for key in LINKS if key in slots]
         self._smtputf8 = self._from.smtputf8
         self._after = self._constant_fields(spec)
         self._opening = None if "from" in self._varying else mime.mailbox("From", self._static["from"], self._from.wire)
@@ -112,14 +110,15 @@ class Composer:
         used = self._templates.names
         self.names = used - FUNCTIONS - frozenset(_RESERVED)
         self._wanted = tuple(sorted(self.names))
-        self._pick = _picker(self._wanted)
+        self._names = (*self._wanted, "email")
+        self._pick = picker(self._wanted)
         self._overriding = used & FUNCTIONS  # a column of such a name wins over the function
         samples = sample_contexts((*self.names, *_RESERVED))
         self._templates.probe(samples)
         self._trials = _TRIALS
-        self._split = self._make_split(slots)
-        if not all(self._agrees(context, len(context) == len(samples[0])) for context in samples):
-            self._split = None
+        self._quick = self._make_quick(slots)
+        if not all(self._quick is None or self._agrees([*map(row.get, self._names)]) for row in samples):
+            self._quick = None
 
     @classmethod
     def from_bundle(cls, bundle: _Bundle) -> Composer:
@@ -135,21 +134,35 @@ class Composer:
 
         Raises MissingField, or ComposeError when no lawful message can be made of these fields.
         """
-        to, context, complete, clean = self._context(fields)
-        if self._trials and clean:
+        quick = self._quick
+        if quick is None or (self._overriding and not self._overriding.isdisjoint(fields)):
+            return self.compose_whole(fields, key, date_s)
+        text = fields.get(self._email_field)
+        if not isinstance(text, str):
+            raise MissingField(self._email_field, "the envelope")
+        to = address(text)
+        try:
+            values = [*self._pick(fields), text.strip()]
+        except KeyError:  # a name that is not a column
+            values = [*map(fields.get, self._wanted), text.strip()]
+        encoded = quick.encode(values)
+        if encoded is None:
+            return self.compose_whole(fields, key, date_s)
+        if self._trials:
             self._trials -= 1
-            if not self._agrees(context, complete):
-                self._split = None
-        if clean and self._split is not None:
-            rendered = self._static.copy()
-            pieces = self._split_body(self._split, rendered, context, complete)
-            if pieces is not None:
-                return self._message(to, self._head(to, rendered, key, date_s) + pieces)
-        return self._whole(to, context, complete, key, date_s)
+            if not self._agrees(values):
+                self._quick = None
+                return self.compose_whole(fields, key, date_s)
+        return self._message(to, self._head(to, encoded.texts, key, date_s) + encoded.bodies)
 
     def compose_whole(self, fields: Mapping[str, Any], key: bytes, date_s: int) -> Message:
         """As `compose`, without the quick way: the yardstick that the quick way is measured and checked against."""
-        to, context, complete, _ = self._context(fields)
+        text = fields.get(self._email_field)
+        if not isinstance(text, str):
+            raise MissingField(self._email_field, "the envelope")
+        to = address(text)
+        context, complete = self._context(fields)
+        context["email"] = text.strip()
         return self._whole(to, context, complete, key, date_s)
 
     def check(self, fields: Mapping[str, Any]) -> None:
@@ -159,37 +172,20 @@ class Composer:
     @property
     def is_split(self) -> bool:
         """Whether messages go the quick way, as far as is known."""
-        return self._split is not None
+        return self._quick is not None
 
-    def _context(self, fields: Mapping[str, Any]) -> tuple[Address, dict[str, Any], bool, bool]:
-        """Address, fields as templates see them, whether all they use are there, whether the quick way is open."""
-        text = fields.get(self._email_field)
-        if not isinstance(text, str):
-            raise MissingField(self._email_field, "the envelope")
-        try:
-            values = self._pick(fields)
-            joined = "".join(values)
-        except (KeyError, TypeError):  # a name that is not a column, or a field that is not text
-            context = {name: _field(fields[name]) for name in self._wanted if fields.get(name) is not None}
-            clean = all(isinstance(value, (str, int, float)) for value in context.values())
-            joined = "".join(map(str, context.values()))
-        else:
-            context = dict(zip(self._wanted, values, strict=False))  # of one length; strict costs 0.4 us
-            clean = True
-            if "\r" in joined:
-                context = {name: _field(value) for name, value in context.items()}
+    def _context(self, fields: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The fields as templates see them, and whether all that they use are there."""
+        context = {name: _field(fields[name]) for name in self._wanted if fields.get(name) is not None}
         complete = len(context) == len(self._wanted)
-        if self._overriding:
-            context.update((name, fields[name]) for name in self._overriding if name in fields)
-            clean = False
-        context["email"] = text.strip()
-        return address(text), context, complete, clean and MARK not in joined and SECTION not in joined
+        context.update((name, fields[name]) for name in self._overriding if name in fields)
+        return context, complete
 
     def _render_links(self, rendered: dict[str, str], context: dict[str, Any], complete: bool) -> None:
         """Add the unsubscribe links to the texts, and to the fields, because the other templates may print one."""
         for key in self._links:
             if key in self._varying:
-                rendered[key] = _LINKS[key](self._templates.render(key, context, complete))
+                rendered[key] = LINKS[key](self._templates.render(key, context, complete))
         if self._links:
             context["unsubscribe_url"] = rendered[self._links[0]]
 
@@ -218,62 +214,28 @@ class Composer:
             pieces.append(b"\r\n")
         return self._message(to, pieces)
 
-    def _split_body(
-        self, split: Split, rendered: dict[str, str], context: dict[str, Any], complete: bool
-    ) -> list[bytes] | None:
-        """The body's pieces, by the quick way, other texts going into `rendered`; None: take the whole way."""
-        try:
-            if split.url is None:
-                self._render_links(rendered, context, complete)
-            sections = self._templates.render(_SPLIT, context, complete).split(SECTION)
-            for slot in self._singly:
-                rendered[slot] = self._templates.render(slot, context, complete)
-            if len(sections) != len(split.keys):
-                return None
-            rendered.update(zip(split.keys, sections, strict=False))
-            if split.url is not None and https_link(rendered[split.url]) != rendered[split.url]:
-                return None  # the bodies have printed it as it was
-        except ComposeError:
-            return None  # the whole way says which template it was
-        if "html" in split.bodies:
-            rendered["html"] = plain_slashes(rendered["html"])
-        pieces: list[bytes] = []
-        for slot, body in split.bodies.items():
-            part = body.encode(rendered[slot])
-            if part is None:
-                return None
-            pieces += part
-        return pieces
-
-    def _agrees(self, context: dict[str, Any], complete: bool) -> bool:
-        """Whether both ways make the same texts of these fields. Where the quick way raises, the whole way is taken."""
-        split = self._split
-        rendered = self._static.copy()
-        if split is None or self._split_body(split, rendered, dict(context), complete) is None:
+    def _agrees(self, values: Sequence[Any]) -> bool:
+        """Whether both ways make the same texts of these values. Where the quick way steps back, it need not."""
+        assert self._quick is not None, "there is nothing to compare"
+        quick = self._quick.decoded(values)
+        if quick is None:
             return True
+        context = {name: value for name, value in zip(self._names, values, strict=True) if value is not None}
         try:
-            texts = self._render_all(context, complete)
+            whole: dict[str, Any] = dict(self._render_all(context, len(context) == len(values)))
         except ComposeError:
             return False
-        for slot in split.bodies:
-            if split.bodies[slot].decoded(rendered[slot]) != texts[slot].replace("\n", "\r\n").encode():
-                return False
-        return all(rendered[slot] == texts[slot] for slot in rendered.keys() - split.bodies.keys())
+        for key in self._quick.bodies:
+            whole[key] = whole[key].replace("\n", "\r\n").encode()
+        return quick == whole
 
-    def _make_split(self, slots: Mapping[str, Slot]) -> Split | None:
-        """The quick way, if every body is open to it."""
+    def _make_quick(self, slots: Mapping[str, Slot]) -> Quick | None:
+        """The quick way, if every body is open to it and it makes the same of made-up fields."""
         boundary = self._identity.boundary()
-        frames = zip(self._bodies.items(), self._frames(boundary), strict=True)
-        bodies = {key: Body.of(slots[key].source, subtype, *frame, boundary) for (key, subtype), frame in frames}
-        links = self._varying & _LINKS.keys()
-        beside = bodies.keys() | (links if links != {"unsubscribe.url"} else set())
-        headers = {key: slot.source for key, slot in slots.items() if key in self._varying - beside}
-        split = Split(headers, {key: body for key, body in bodies.items() if body is not None}, "unsubscribe.url")
-        self._singly = headers.keys() - set(split.keys) - _LINKS.keys()
-        if None in bodies.values():
-            return None
-        self._templates.add(Slot(_SPLIT, split.source, escape=True))
-        return split
+        frames = self._frames(boundary)
+        bodies = {key: (part, frame) for (key, part), frame in zip(self._bodies.items(), frames, strict=True)}
+        quick = Quick(slots, self._static, bodies, boundary, self._templates, self._wanted)
+        return quick if quick.open else None
 
     def _head(self, to: Address, rendered: Mapping[str, str], key: bytes, date_s: int) -> list[bytes]:
         """The header fields up to MIME-Version, in pieces."""
@@ -359,13 +321,6 @@ def _blaming_author(field: str) -> Iterator[None]:
         yield
     except ComposeError as error:
         raise EcmError("bad_header", str(error), field=field) from None
-
-
-def _picker(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """A function that takes the values of `names` out of a mapping, KeyError if one is not there."""
-    if len(names) > 1:
-        return itemgetter(*names)
-    return lambda fields: tuple(fields[name] for name in names)
 
 
 def _field(value: Any) -> Any:

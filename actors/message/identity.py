@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 from urllib.parse import quote
 
 from actors.message.mime import ComposeError, refuse_breaks
 
-__all__ = ["Address", "Identity", "address", "https_link", "mailto_link"]
+__all__ = ["LINKS", "Address", "Identity", "address", "https_link", "mailto_link"]
 
 _ADDRESS_MAX = 254  # bytes: RFC 5321 4.5.3.1.3 less the angle brackets
 _LOCAL_MAX = 64  # bytes: RFC 5321 4.5.3.1.1
@@ -128,6 +129,10 @@ def mailto_link(text: str) -> str:
     if len(uri) > _LINK_MAX:
         raise ComposeError(f"unsubscribe.mailto is longer than {_LINK_MAX} bytes: {_shown(text)}")
     return uri
+
+
+# Templates that are unsubscribe links -> what makes a URI of what they print. Templates print the first there is.
+LINKS: dict[str, Callable[[str], str]] = {"unsubscribe.url": https_link, "unsubscribe.mailto": mailto_link}
 
 
 def _percent(text: str) -> str:

@@ -92,13 +92,9 @@ class Templates:
         self._strict = _environment()
         for name in _SWALLOWING:
             self._strict.add_filter(name, _refusing(name, self._lenient))
-        names: set[str] = set()
         for slot in slots:
             self.add(slot)
-            names |= self._lenient.undeclared_variables_in_str(slot.source)
-            if _SELF(slot.source):  # which MiniJinja leaves out; a column of that name is one like any other
-                names.add("self")
-        self.names = frozenset(names)
+        self.names = self.names_of(self._slots)
 
     def add(self, slot: Slot) -> None:
         """Compile one more template, whose fields are those of the others."""
@@ -108,6 +104,15 @@ class Templates:
                 environment.add_template(_template_name(slot), slot.source)
             except TemplateError as error:
                 raise self._syntax(slot, error) from None
+
+    def names_of(self, keys: Iterable[str]) -> frozenset[str]:
+        """Every field that some of the templates refer to."""
+        names: set[str] = set()
+        for source in (self._slots[key].source for key in keys):
+            names |= self._lenient.undeclared_variables_in_str(source)
+            if _SELF(source):  # which MiniJinja leaves out; a column of that name is one like any other
+                names.add("self")
+        return frozenset(names)
 
     def render(self, key: str, context: Mapping[str, Any], complete: bool) -> str:
         """Render one template.

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from actors.message.compose import ComposeError, Composer, MissingField
-from actors.message.split import MARK, SECTION, Kind, scan
+from actors.message.scan import MARK, SECTION, Kind, scan
 from broker.contract.errors import EcmError
 from tests.fixtures.messages import DATE_S, INSTANCE, KEY, make_spec, parsed, row, text_of
 

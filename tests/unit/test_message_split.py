@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 
-from actors.message.split import MARK, SECTION, Body, Kind, scan
+from actors.message.scan import MARK, SECTION, Kind, scan
+from actors.message.split import Body
 from tests.fixtures.messages import DATE_S, KEY, composed, make_composer, parsed, read, row, text_of
 
 
@@ -95,8 +98,8 @@ def test_a_difference_on_real_fields_closes_the_quick_way(monkeypatch: pytest.Mo
 def test_more_shapes_than_are_kept_take_the_whole_way() -> None:
     """A loop of ever new lengths fills the plans up to their limit and no further; the messages stay right."""
     composer = make_composer(text="{% for w in words.split(' ') %}Wort für {{ w }}\n{% endfor %}.\n")
-    assert composer._split is not None
-    body = composer._split.bodies["text"]
+    assert composer._quick is not None
+    body = composer._quick.bodies["text"]
     body._plans.clear()  # of the made-up rows
     body._plans_max = 3
     for n in range(1, 8):
@@ -112,4 +115,32 @@ def test_values_of_any_length_keep_the_lines_of_quoted_printable() -> None:
         for x in ("x" * n, "=" * (n // 3), "ö" * (n // 6), "x" * n + "\n", "\n" + "x" * n, "x " * (n // 2)):
             message = parsed(composed(composer, x=x, y=x).data)
             assert text_of(message) == "ä" * 12 + f"{x} behind{x}\n"
+    assert composer.is_split
+
+
+@pytest.mark.parametrize(
+    "html", ["<p>{{ x }}</p>\n", "<p>Grüße, {{ x }}</p>\n", "{% if y %}<p>{{ y | upper }}</p>{% endif %}\n"]
+)
+def test_plain_fields_need_no_look_and_others_get_one(html: str) -> None:
+    """Short printable fields go at once, and what is not plain still comes out as it went in."""
+    composer = make_composer(text="Hello {{ x }}, {{ unsubscribe_url }}\n", html=html)
+    assert composer._quick is not None
+    for x, at_once in (("Anna", True), ("", True), ("a=b", False), ("Zoë", False), ("<b>", False), ("n" * 500, False)):
+        inputs = composer._quick._inputs(
+            [{"x": x, "y": "y", "email": "anna@example.com"}[name] for name in composer._names]
+        )
+        assert inputs is not None
+        found = composer._quick._at_once.encode(inputs.joined, inputs.fields, inputs.sections)
+        assert (found is not None) == at_once, x
+        assert text_of(read(composer, x=x, y="y")).startswith(f"Hello {x}, https://")
+        assert composed(composer, x=x, y="y").data.count(b"\r\n") == composed(composer, x=x, y="y").data.count(b"\n")
+
+
+def test_a_field_that_is_percent_encoded_or_in_a_loop_is_what_rendering_makes_of_it() -> None:
+    """`urlencode` is done without rendering, and a loop's own name is not taken for the field of that name."""
+    text = "{{ x | urlencode }} {{x|urlencode}} {% for x in y.split(' ') %}{{ x }},{% endfor %} {{ x }}\n"
+    composer = make_composer(text=text, html=None)
+    for x in ("a b", "a@b.c", "~/_.-", "ü&=%", "plain"):
+        quoted = quote(x, safe="/").replace("~", "%7E")
+        assert text_of(read(composer, x=x, y="1 2")) == f"{quoted} {quoted} 1,2, {x}\n"
     assert composer.is_split
