@@ -67,7 +67,8 @@ def test_a_lease_is_shown_until_its_slot_is_freed(arena: Arena) -> None:
     actor.take(2, 5, 77)
     assert broker.acknowledged(2, 5) == (77, 0)
     broker.set_order(2, 5, pack_order(RETURN, gated=True))
-    assert unpack_order(actor.order(2, 5)) == (RETURN, True, 0, 0)
+    assert actor.order_word(2, 5)[0] == actor.order(2, 5)
+    assert unpack_order(actor.order(2, 5)) == (RETURN, True, 0, 0, False, 1)
     actor.done(2, 5, 77)
     assert broker.acknowledged(2, 5) == (77, 77)
     broker.free(2, 5)
@@ -78,14 +79,18 @@ def test_a_lease_is_shown_until_its_slot_is_freed(arena: Arena) -> None:
 @given(
     action=st.sampled_from([RUN, RETURN, CANCEL]),
     gated=st.booleans(),
-    rows_max=st.integers(0, 2**24 - 1),
+    rows_max=st.integers(0, 2**14 - 1),
     relay=st.integers(0, 2**16 - 1),
+    retry=st.booleans(),
+    weight=st.integers(1, 1000),
 )
-def test_order_words_say_what_was_packed(action: int, gated: bool, rows_max: int, relay: int) -> None:
+def test_order_words_say_what_was_packed(
+    action: int, gated: bool, rows_max: int, relay: int, retry: bool, weight: int
+) -> None:
     """Any order fits one signed word and comes out as it went in."""
-    word = pack_order(action, gated=gated, rows_max=rows_max, relay=relay)
+    word = pack_order(action, gated=gated, rows_max=rows_max, relay=relay, retry=retry, weight=weight)
     assert 0 < word < 2**63
-    assert unpack_order(word) == (action, gated, rows_max, relay)
+    assert unpack_order(word) == (action, gated, rows_max, relay, retry, weight)
 
 
 # counters
@@ -193,8 +198,8 @@ def test_relay_rows_carry_allowances_down_and_use_up(arena: Arena) -> None:
     words = actor.words(2, 3)
     words[CONNECTIONS] += 4
     words[FAILURES] += 1
-    assert broker.use(2, 3) == (4, 0, 1, *[0] * 9)
-    assert broker.uses()[2, 3].tolist() == [4, 0, 1, *[0] * 9]
+    assert broker.use(2, 3) == (4, 0, 1, *[0] * 10)
+    assert broker.uses()[2, 3].tolist() == [4, 0, 1, *[0] * 10]
     broker.wipe(2)
     assert broker.uses().sum() == 0
 
