@@ -1,0 +1,126 @@
+"""Through a relay that is far away: a real 50 ms round trip, one connection and many, in one run.
+
+    python -m bench.latency [--round-trip-ms 50] [--bytes 4096] [--seconds 10] [--connections 200]
+
+Engine and server stand at the two ends of a wire that holds each packet back (`bench/wire.py`).
+- CHUNKING, one connection: BDAT windows into our own sink
+- PIPELINING alone, one connection: one round trip a message, into the Postfix project's smtp-sink
+- smtp-source -d, one connection: the yardstick, into the same smtp-sink; it waits for every reply
+- CHUNKING, many connections: the same over a wire without delay. If both rates are alike, it is the CPU that binds,
+  not the distance; beside them stands who used how much of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from bench.figures import aim
+from bench.ours import Campaign, Engine, Sent, engine, relay
+from bench.peers import need, our_sink, place, smtp_sink, source
+from bench.wire import Wire, wire
+
+AIM_CHUNKING = 100.0
+AIM_PIPELINING = 18.0
+AIM_BOUND = 0.8  # of the rate without any distance: what distance may cost where the CPU binds
+MANY_MESSAGES = 40_000
+
+
+class Shares:
+    """CPU that processes use from now on, in shares of one core; `rest`: everything else on the machine."""
+
+    def __init__(self, named: dict[str, Sequence[psutil.Process]]) -> None:
+        self._named = named
+        self._before = {name: self._used(name) for name in named}
+        self._busy, self._began = self._busy_s(), time.monotonic()
+
+    def _used(self, name: str) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self._named[name])
+
+    @staticmethod
+    def _busy_s() -> float:
+        times = psutil.cpu_times()
+        return float(sum(times) - times.idle - times.iowait)
+
+    def told(self) -> str:
+        """`senders 0.92, server 0.60, wire 0.41 of a core; machine busy 98%`."""
+        seconds = time.monotonic() - self._began
+        shares = [f"{name} {(self._used(name) - self._before[name]) / seconds:.2f}" for name in self._named]
+        busy = (self._busy_s() - self._busy) / seconds / (psutil.cpu_count() or 1)
+        return f"{', '.join(shares)} of a core; machine busy {busy:.0%}"
+
+
+def one_connection(directory: Path, line: Wire, port: int, campaign: Campaign, name: str) -> Sent:
+    """A campaign over one connection."""
+    settings = relay("default", port, 1, host=line.far_host)
+    with engine(directory / name, settings, prefix=line.near) as ours:
+        sent = ours.send(campaign, name)
+    print(f"{name:<34}{sent.rate:>9,.1f} messages/s", flush=True)
+    return sent
+
+
+def near_and_far(directory: Path, options: argparse.Namespace) -> tuple[float, float]:
+    """Rates over many connections: without distance, and with it."""
+    rates = []
+    for round_trip_ms in (0.0, options.round_trip_ms):
+        with (
+            wire(round_trip_ms / 2) as line,
+            our_sink("--host", line.far_host, prefix=line.far) as sink,
+            engine(
+                directory / f"many-{round_trip_ms:g}",
+                relay("default", sink.port, options.connections, host=line.far_host),
+                prefix=line.near,
+            ) as ours,
+        ):
+            rates.append(_many(ours, directory, line, sink.process, options, round_trip_ms))
+    return rates[0], rates[1]
+
+
+def _many(
+    ours: Engine, directory: Path, line: Wire, sink: psutil.Process, options: argparse.Namespace, round_trip_ms: float
+) -> float:
+    ours.send(Campaign.make(directory, 4_000, options.bytes), "warm-up")
+    campaign = Campaign.make(directory, options.many_messages, options.bytes)
+    shares = Shares({"senders": ours.senders(), "server": [sink], "wire": [line.process]})
+    sent = ours.send(campaign, "many")
+    print(f"CHUNKING, {options.connections} connections, {round_trip_ms:g} ms: {sent.rate:9,.0f} messages/s; ", end="")
+    print(shares.told(), flush=True)
+    return sent.rate
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--round-trip-ms", type=float, default=50.0)
+    parser.add_argument("--bytes", type=int, default=4096, help="size of a whole message")
+    parser.add_argument("--seconds", type=int, default=10, help="about how long one connection is measured")
+    parser.add_argument("--connections", type=int, default=200)
+    parser.add_argument("--many-messages", type=int, default=MANY_MESSAGES, help="over all these connections")
+    options = parser.parse_args()
+    need("ip", "smtp-sink", "smtp-source", root=True)
+    trips_per_s = 1000 / options.round_trip_ms
+    with place() as directory:
+        with wire(options.round_trip_ms / 2) as line:
+            few = Campaign.make(directory, int(options.seconds * trips_per_s), options.bytes)
+            more = Campaign.make(directory, few.messages * 10, options.bytes)
+            with our_sink("--host", line.far_host, prefix=line.far) as sink:
+                chunking = one_connection(directory, line, sink.port, more, "chunking")
+            with smtp_sink(line.far_host, prefix=line.far) as port:
+                pipelining = one_connection(directory, line, port, few, "pipelining-alone")
+                theirs = source(
+                    port, few.messages // 4, few.message_bytes, 1, host=line.far_host, prefix=line.near
+                ).rate  # fmt: skip
+                print(f"{'smtp-source -d':<34}{theirs:>9,.1f} messages/s", flush=True)
+        near, far = near_and_far(directory, options)
+    trip = f"{options.round_trip_ms:g} ms away"
+    aim(f"{trip}, one connection, CHUNKING, messages/s", AIM_CHUNKING, chunking.rate)
+    aim(f"{trip}, one connection, PIPELINING alone, messages/s", AIM_PIPELINING, pipelining.rate)
+    aim(f"{trip}, {options.connections} connections, times the rate without distance", AIM_BOUND, far / near)
+
+
+if __name__ == "__main__":
+    main()
