@@ -103,7 +103,9 @@ class Features:
 
     def mode(self, ceiling: Mode) -> Mode:
         """The best mode these features allow, not above `ceiling`."""
-        return min(Mode.PIPELINING if self.pipelining else Mode.LOCKSTEP, ceiling)
+        if not self.pipelining:
+            return Mode.LOCKSTEP
+        return min(Mode.BDAT if self.chunking else Mode.PIPELINING, ceiling)
 
     def params(self, body: bytes, *, smtputf8: bool = False) -> bytes:
         """MAIL parameters for a message; only what was announced is used. Hot: about 0.5 us."""
@@ -181,7 +183,7 @@ class Session:
         self._smtp.close()
 
 
-async def open_session(relay: Endpoint, *, ceiling: Mode = Mode.PIPELINING) -> Session:
+async def open_session(relay: Endpoint, *, ceiling: Mode = Mode.BDAT) -> Session:
     """A session ready for MAIL. Raises SessionError.
 
     ceiling  the best mode to use, whatever the relay announces: lower after it has misbehaved

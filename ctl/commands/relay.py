@@ -58,20 +58,74 @@ def check(relay: str | None) -> None:
     if chosen.json:
         output.document(found)
     else:
-        for one in found["relays"]:
-            output.line(f"{one['name']}  {_finding(one)}")
-        if not found["relays"]:
-            output.say("no relay is declared in the settings")
-    for one in found["relays"]:
-        if not one["ok"]:
-            raise EcmError.from_map(one["error"])
+        _show(found["relays"])
+    failures = [EcmError.from_map(one["error"]) for one in found["relays"] if not one["ok"]]
+    if not failures:
+        return
+    if not chosen.json:
+        for error in failures[:-1]:
+            output.fail(error, as_json=False)
+    raise failures[-1 if not chosen.json else 0]
 
 
-def _finding(one: dict[str, Any]) -> str:
-    if not one["ok"]:
-        return f"failed: {one['error']['message']}"
-    logged_in = "  logged in" if one.get("logged_in") else ""
-    return (
-        f"ok  {one['host']}:{one['port']}  {one['tls'] or 'not encrypted'}  {one['mode']}{logged_in}"
-        f"  {output.number(one['open_ms'])} ms  {one['banner']}"
-    )
+def _show(relays: list[dict[str, Any]]) -> None:
+    """A table for each relay, those that cannot be used as well."""
+    if not relays:
+        output.say("no relay is declared in the settings")
+    for place, one in enumerate(relays):
+        if place:
+            output.line()
+        output.pairs([("relay", one["name"]), *(_offers(one) if one["ok"] else _fails(one))])
+
+
+def _fails(one: dict[str, Any]) -> list[tuple[str, Any]]:
+    server = [("server", f"{one['host']}:{one['port']}")] if "host" in one else []
+    return [*server, ("usable", "no"), ("reason", one["error"]["message"])]
+
+
+def _offers(one: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("server", f"{one['host']}:{one['port']}"),
+        ("usable", "yes"),
+        ("banner", one["banner"]),
+        ("tls", one["tls"] or "not encrypted"),
+        *([("certificate", _certificate(one["certificate"]))] if one["certificate"] else []),
+        ("extensions", _extensions(one["features"])),
+        ("login", one["login"].upper() if one["login"] else "none"),
+        ("mode", one["mode"]),
+        ("window", one["window"]),
+        ("round trip", "unknown" if one["round_trip_ms"] is None else f"{one['round_trip_ms']:.2f} ms"),
+        ("open", f"{one['open_ms']:.1f} ms"),
+    ]
+
+
+def _certificate(found: dict[str, Any]) -> str:
+    until = f", valid until {found['valid_until'][:10]}" if found["valid_until"] else ""
+    if found["verified"]:
+        return f"verified{until}"
+    return f"not asked for ({found['problem'] or 'it would pass'}){until}"
+
+
+_EXTENSIONS = {
+    "pipelining": "PIPELINING", "chunking": "CHUNKING", "eightbitmime": "8BITMIME", "smtputf8": "SMTPUTF8",
+    "enhanced": "ENHANCEDSTATUSCODES", "starttls": "STARTTLS",
+}  # fmt: skip
+
+
+def _extensions(features: dict[str, Any]) -> str:
+    names = [name for key, name in _EXTENSIONS.items() if features[key]]
+    if features["size"] is not None:
+        names.append(f"SIZE {_bytes(features['size'])}")
+    if features["auth"]:
+        names.append(" ".join(["AUTH", *(mechanism.upper() for mechanism in features["auth"])]))
+    return ", ".join(names) or "none"
+
+
+def _bytes(size: int) -> str:
+    """A size as mail people say it: 10,240,000 -> 10.2 MB; 0 is no limit (RFC 1870)."""
+    if size == 0:
+        return "without limit"
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}".replace(".0 ", " ")
+    return f"{size} bytes"
