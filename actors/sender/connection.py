@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
     dismissed  we said goodbye, not the relay
     waiting    whether it stands in its pool's `free`
     ended      we have closed it; only `connection_lost` is still to come
+    opened_ns  monotonic time at which its session stood
     used_ns    monotonic time at which it last wrote or heard something
     """
 
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         "features",
         "flights",
         "left",
+        "opened_ns",
         "pool",
         "replied",
         "transactions",
@@ -85,7 +87,7 @@ class Connection(asyncio.Protocol):
         self.replied = self.closed_after = 0
         self.dismissed = False
         self._patience_ns = UNLIMITED
-        self.used_ns = _monotonic_ns()
+        self.used_ns = self.opened_ns = _monotonic_ns()
         endpoint = self._transport.get_extra_info("socket")
         self._socket = endpoint if endpoint is not None and endpoint.family != socket.AF_UNIX else None
         self._transport.set_write_buffer_limits(high=1, low=0)

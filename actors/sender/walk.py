@@ -259,9 +259,12 @@ class Walk:
     def conclude(self, connection: Connection, concluded: Iterable[Concluded], now_ns: int) -> None:
         """Record what became of messages, oldest first; ends the connection if one of them says so."""
         flights = connection.flights
-        index = connection.pool.index
+        pool = connection.pool
+        index = pool.index
         now_s = self._now_s()
         action = Action.KEEP
+        waiting = len(flights)
+        oldest_ns = flights[0][3] if waiting else now_ns
         for item in concluded:
             number, lease, row, started_ns = flights.popleft()
             assert number == item[0], "conclusions come in the order of submission"
@@ -273,7 +276,7 @@ class Walk:
                 self._record_us((now_ns - started_ns) // 1000)
             else:
                 outcome = record.troubled(lease, row, item, place, now_s)
-                connection.pool.heard(outcome, item)
+                pool.heard(outcome, item)
                 if item.reply is not None:
                     connection.replied += item.event in _JUDGED
                     self._record_us((now_ns - started_ns) // 1000)
@@ -284,5 +287,7 @@ class Walk:
             lease.in_flight -= 1
             if not lease.in_flight and not lease.ready:
                 self._hungry(lease)
+        pool.done += waiting - len(flights)
+        pool.latency_ns = now_ns - oldest_ns
         if action is not Action.KEEP:
             connection.break_off("lost")
