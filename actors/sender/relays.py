@@ -77,7 +77,7 @@ class Pool:
         self._failed = 0  # in a row
         self._not_before_ns = 0
         self._cap = CAP_FIRST
-        self._ceiling = Mode.PIPELINING
+        self._ceiling = Mode.BDAT
         self._ceiling_until_ns = 0
         self._watched_ns = 0
         self._closed = False
@@ -132,8 +132,8 @@ class Pool:
     def _mode_ceiling(self) -> Mode:
         """The best mode to speak: what the broker allows, and the relay did not break lately."""
         if time.monotonic_ns() > self._ceiling_until_ns:
-            self._ceiling = Mode.PIPELINING
-        allowed = self._table.mode_ceiling(self._row, self.index) or Mode.PIPELINING
+            self._ceiling = Mode.BDAT
+        allowed = self._table.mode_ceiling(self._row, self.index) or Mode.BDAT
         return Mode(min(self._ceiling, allowed))
 
     def _tell(self, mode: int = 0) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 __all__ = ["LINE_MAX", "REPLY_MAX", "TEXT_MAX", "ProtocolError", "Reply", "ReplyParser", "read_line", "read_text"]
 
-LINE_MAX = 8192  # bytes a line; RFC 5321 4.5.3.1.5 says 512, real servers write more
+LINE_MAX = 8192  # bytes a line, its LF not counted; RFC 5321 4.5.3.1.5 says 512, real servers write more
 REPLY_MAX = 4 * LINE_MAX  # bytes a reply: bounds memory when continuation lines never end
 TEXT_MAX = 1024  # characters of a reply that are worth keeping
 
@@ -125,8 +125,10 @@ class ReplyParser:
 
     def line(self, line: bytes) -> Reply | None:
         """Take one line, without its LF; the reply, or None if more lines follow. Raises ProtocolError."""
+        if len(line) > LINE_MAX:
+            raise ProtocolError("a reply line without an end")
         line = line.removesuffix(b"\r")
-        match = _LINE_RE.fullmatch(line) if len(line) <= LINE_MAX else None
+        match = _LINE_RE.fullmatch(line)
         if match is None:
             raise ProtocolError(f"not a reply: {_printable(line[:200])}")
         code, mark, text = match.groups()

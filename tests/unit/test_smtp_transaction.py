@@ -11,14 +11,15 @@ from actors.smtp.transaction import Concluded, Event, Mode, Stage, Transactions
 from shm.files.ledger import States
 from tests.fixtures.scripted_relay import CLOSE, Message, Script, ScriptedRelay, drive
 
-both_modes = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name.lower())
+all_modes = pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name.lower())
+both_modes = pytest.mark.parametrize("mode", [Mode.LOCKSTEP, Mode.PIPELINING], ids=lambda mode: mode.name.lower())
 whole_and_cut = pytest.mark.parametrize("cut", [0, 1, 7], ids=["whole", "bytewise", "by-seven"])
 
 THREE = [Message(rcpt=b"one@example.org"), Message(rcpt=b"two@example.org"), Message(rcpt=b"three@example.org")]
 SENT = ("BODY", "2xx")
 
 
-@both_modes
+@all_modes
 @whole_and_cut
 def test_every_message_is_accepted_once_and_in_order(mode: Mode, cut: int) -> None:
     """An honest relay gets each message once, under its own envelope, and each is concluded in order."""
@@ -240,7 +241,7 @@ def test_an_early_reply_in_lockstep_is_not_believed() -> None:
     assert client.receive(b"250 ok\r\n250 ok\r\n") == ([Concluded(1, Stage.RCPT, None, Event.GARBAGE_BEFORE)], b"")
 
 
-@both_modes
+@all_modes
 def test_a_reply_while_nothing_is_in_flight_ends_the_connection(mode: Mode) -> None:
     """A goodbye is understood; anything else is a fault. Neither concludes anything."""
     client = Transactions(mode)
@@ -271,7 +272,7 @@ def test_lines_and_replies_without_an_end_are_cut_short() -> None:
     assert client.fault == "a reply without an end"
 
 
-@both_modes
+@all_modes
 def test_quit_is_said_once_and_what_follows_is_ignored(mode: Mode) -> None:
     """After QUIT the 221 and anything else conclude nothing and are no fault."""
     client = Transactions(mode)
