@@ -47,13 +47,8 @@ docs: $(STAMP) ## Write the generated parts of docs/ anew
 	@$(BIN)/python -m broker.contract.protocol_page --write
 	@$(BIN)/python -m ctl.reference --write docs/cli.md
 
-bench: $(STAMP) ## Measure: each benchmark beside its yardstick, in one run
-	@$(BIN)/python -m bench.campaign
-	@$(BIN)/python -m bench.load
-	@$(BIN)/python -m bench.compose
-	@$(BIN)/python -m bench.sender
-	@$(BIN)/python -m bench.suppression
-	@$(BIN)/python -m bench.ctl_start
+bench: $(STAMP) ## Measure: each benchmark beside its yardstick, aims beside figures; under 15 minutes
+	@$(BIN)/python -m bench.all
 
 clean: ## Remove what was built
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -131,9 +131,13 @@ class Engine:
         """The sender processes."""
         return [psutil.Process(actor["pid"]) for actor in self._actors if actor["kind"] == "sender"]
 
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the instance."""
+        return [self._broker, *self._broker.children(recursive=True)]
+
     def cpu_s(self) -> float:
         """Seconds of CPU that all processes of the instance have used, those that have ended included."""
-        return sum(sum(process.cpu_times()[:4]) for process in [self._broker, *self._broker.children(recursive=True)])
+        return sum(sum(process.cpu_times()[:4]) for process in self.processes())
 
     def stats(self) -> dict[str, Any]:
         """What `ctl stats --json` prints."""
@@ -192,7 +196,9 @@ def engine(directory: Path, settings: str, *, prefix: tuple[str, ...] = ()) -> I
         [*prefix, *ctl, "start", "--config", str(config), *options], check=False, capture_output=True, text=True
     )
     if started.returncode != 0:
-        raise SystemExit(f"error: the engine did not start: {started.stderr.strip()}")
+        log = directory / "var" / "log" / "engine.log"
+        lines = log.read_text().splitlines() if log.exists() else started.stderr.splitlines()
+        raise SystemExit(f"error: the engine did not start: {lines[-1] if lines else 'it said nothing'}")
     try:
         yield Engine(StateDir(directory / "var"))
     finally:

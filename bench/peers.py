@@ -37,11 +37,13 @@ PACKAGES = {
     "saslpasswd2": "apt-get install --no-install-recommends sasl2-bin libsasl2-modules libsasl2-modules-db",
     "openssl": "apt-get install openssl",
     "ip": "apt-get install iproute2",
+    "taskset": "apt-get install util-linux",
     "node": "apt-get install nodejs npm",
     "npm": "apt-get install nodejs npm",
 }
 SOURCE_HEADER_BYTES = 128  # what smtp-source writes before the bytes that -l counts: From, To, Date, Message-Id
 SESSIONS_MOST = 2000
+MEMORY = Path("/dev/shm")
 
 
 def need(*programs: str, root: bool = False) -> None:
@@ -54,9 +56,9 @@ def need(*programs: str, root: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def place(*, memory: bool = False) -> Iterator[Path]:
-    """A temporary directory with a short path that other users may pass through. `memory`: on /dev/shm."""
-    path = Path(tempfile.mkdtemp(prefix="ecm-bench-", dir="/dev/shm" if memory else "/tmp"))
+def place(parent: Path | None = None) -> Iterator[Path]:
+    """A temporary directory that other users may pass through, in /tmp for the sake of a short path."""
+    path = Path(tempfile.mkdtemp(prefix="ecm-bench-", dir=parent or "/tmp"))
     path.chmod(0o711)
     try:
         yield path
@@ -148,7 +150,7 @@ class Postfix(NamedTuple):
 def postfix(**settings: str) -> Iterator[Postfix]:
     """A private Postfix with its queue in memory, all mail discarded. `settings`: further lines of main.cf."""
     need("postfix", "saslpasswd2", "openssl", root=True)
-    with place(memory=True) as home:
+    with place(MEMORY) as home:
         running = RunningPostfix(home)
         try:
             etc = str(home / "etc")

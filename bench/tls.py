@@ -36,8 +36,13 @@ def served(kind: str, directory: Path) -> Iterator[Server]:
             yield Server(peer.port, peer.ca_file)
         return
     cert, key = certificate(directory)
-    with our_sink("--tls", "--cert", str(cert), "--key", str(key)) as sink:
+    with our_sink("--tls", "starttls", "--cert", str(cert), "--key", str(key)) as sink:
         yield Server(sink.port, cert)
+
+
+def add_server_option(parser: argparse.ArgumentParser) -> None:
+    """`--server`: whom to send to."""
+    parser.add_argument("--server", choices=("sink", "postfix"), default="sink", help="default: our own sink")
 
 
 def main() -> None:
@@ -47,7 +52,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=4096, help="size of a whole message")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=20)
-    parser.add_argument("--server", choices=("sink", "postfix"), default="sink")
+    add_server_option(parser)
     options = parser.parse_args()
     rates, cpu = Rounds("messages a second"), Rounds("CPU of the engine, us a message")
     with place() as directory, served(options.server, directory) as server:
