@@ -1,6 +1,6 @@
 """The rehearsal server: an SMTP server that accepts mail, refuses some on request, and keeps the score.
 
-    python -m actors.sink.actor --port 2525 [--latency MS] [--defer P] [--bounce P] [--keep DIR] ...
+    python -m actors.sink.actor --port 2525 [--latency MS] [--defer P] [--tls starttls] [--keep DIR] ...
 
 It delivers nothing and relays nothing. It prints one line when it listens, its counts on SIGUSR1 and when it ends
 (SIGTERM, SIGINT, --max-messages), and nothing in between. It is the other end of tests, of the demo and of `ctl sink`;
@@ -21,60 +21,22 @@ import os
 import resource
 import signal
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import uvloop
 from setproctitle import setproctitle
 
-from actors.sink.conversation import Conversation, Manners
-from actors.sink.policy import Policy
+from actors.sink import options
+from actors.sink.conversation import Conversation
 from actors.sink.record import Record
+from actors.sink.tls import server_context
 from broker.contract.errors import EcmError
 
 __all__ = ["main"]
 
 _BACKLOG = 4096  # as many senders may connect at once as the kernel lets wait
+_ALWAYS = ("sessions", "messages", "bytes", "duplicates")  # a person is told of these even if there were none
 _CHECK_S = 0.02  # how often --max-messages is looked at: it need not be exact, and costs nothing per message
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"a share between 0 and 1 is needed: {text}")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 3_600_000.0:
-        raise argparse.ArgumentTypeError(f"milliseconds between 0 and an hour are needed: {text}")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"a port between 0 and 65535 is needed: {text}")
-    return value
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of the sink."""
-    options = argparse.ArgumentParser(
-        prog="ctl sink", description="An SMTP server that accepts mail and delivers nothing"
-    )
-    options.add_argument("--port", type=_port, default=2525, help="0 = any free port (default: 2525)")
-    options.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    options.add_argument("--latency", type=_positive, default=0.0, metavar="MS", help="answer each group so much later")
-    options.add_argument("--defer", type=_share, default=0.0, metavar="P", help="share deferred at the first attempt")
-    options.add_argument("--bounce", type=_share, default=0.0, metavar="P", help="share refused for good")
-    options.add_argument("--seed", type=int, default=0, help="another seed, other recipients are deferred and refused")
-    options.add_argument("--keep", type=Path, metavar="DIR", help="append accepted messages to DIR/messages.ndjson")
-    options.add_argument("--keep-first", type=int, metavar="N", help="keep the first N only; the rest is counted")
-    options.add_argument("--max-messages", type=int, default=0, metavar="N", help="end after N messages")
-    options.add_argument("--no-pipelining", action="store_true", help="do not announce PIPELINING")
-    options.add_argument("--json", action="store_true", help="print JSON, one document a line")
-    return options
 
 
 class Sink:
@@ -86,8 +48,15 @@ class Sink:
             self._record = Record(arguments.keep, arguments.keep_first)
         except OSError as error:
             raise _failed(f"cannot write {error.filename or arguments.keep}", error) from error
-        self._policy = Policy(arguments.defer, arguments.bounce, arguments.seed)
-        self._manners = Manners(latency_s=arguments.latency / 1000, pipelining=not arguments.no_pipelining)
+        try:
+            self._manners = options.manners(arguments)
+        except OSError as error:
+            raise _failed(f"cannot read {error.filename}", error) from error
+        context = server_context(arguments.cert, arguments.key) if arguments.tls != "none" else None
+        self._implicit = context if arguments.tls == "implicit" else None
+        if self._implicit is None:
+            self._manners = replace(self._manners, starttls=context)
+        self._policy = options.policy(arguments)
         self._sessions: set[Conversation] = set()
         self._stop = asyncio.Event()
         self._record.on_failure = self._stop.set
@@ -97,7 +66,9 @@ class Sink:
         loop = asyncio.get_running_loop()
         host, port = self._arguments.host, self._arguments.port
         try:
-            server = await loop.create_server(self._converse, host, port, backlog=_BACKLOG, reuse_address=True)
+            server = await loop.create_server(
+                self._converse, host, port, backlog=_BACKLOG, reuse_address=True, ssl=self._implicit
+            )
         except OSError as error:
             raise _failed(f"cannot listen on {host}:{port}", error) from error
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -134,7 +105,8 @@ class Sink:
     def _print_counts(self) -> None:
         self._record.flush()
         totals = self._record.totals()
-        self._print(totals, ", ".join(f"{name} {count}" for name, count in totals.items()))
+        told = [f"{name} {count}" for name, count in totals.items() if count or name in _ALWAYS]
+        self._print(totals, ", ".join(told))
 
     def _print(self, document: dict[str, object] | dict[str, int], text: str) -> None:
         sys.stdout.write((json.dumps(document) if self._arguments.json else text) + "\n")
@@ -150,10 +122,7 @@ def _failed(what: str, error: OSError) -> EcmError:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the sink; returns the exit status."""
-    options = parser()
-    arguments = options.parse_args(argv)
-    if arguments.defer + arguments.bounce > 1:
-        options.error("--defer and --bounce are shares of the same recipients: together at most 1")
+    arguments = options.parse(argv)
     setproctitle("email-campaign: sink")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:

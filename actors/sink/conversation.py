@@ -1,88 +1,70 @@
-"""One SMTP session of the rehearsal server: reads groups of commands and messages, answers each group in one write.
+"""One connection of the rehearsal server: hands what arrives to its dialogue, and sends the replies when they are due.
 
-Hot: one call of `data_received` handles all that arrived, and a client that pipelines `body . MAIL RCPT DATA`
-(RFC 2920) costs one match and one search per message. It does not decide who is refused (`policy`) and does not
-remember anything beyond the session (`record`).
+All that arrived in one read is answered in one write, unless the server is slow on request (`held`).
 
 Invariants
 - Replies leave in the order of their commands, delayed or not; a connection is closed only after the replies before it.
-- After the decision to close, nothing more is read and nothing more is counted.
-- No input makes the session hold more than SIZE_MAX bytes of a message or LINE_MAX of a command.
+- A session is counted once when it begins and once when it ends, however that happens.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections import deque
-from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import cast
 
-from actors.sink.policy import Fate, Point, Policy
+from actors.sink.dialogue import Dialogue
+from actors.sink.held import Held
+from actors.sink.magic import Then
+from actors.sink.manners import Manners
+from actors.sink.policy import Policy
 from actors.sink.record import Record
 
-__all__ = ["SIZE_MAX", "Conversation", "Manners"]
+__all__ = ["Conversation"]
 
-SIZE_MAX = 52_428_800  # bytes a message, announced as SIZE (RFC 1870)
-LINE_MAX = 4096  # bytes a command; RFC 5321 4.5.3.1.4 asks for 512, extensions add to it
-
-_END = b"\r\n.\r\n"
-_GROUP_RE = re.compile(rb"MAIL FROM:<([^>\r\n]*)>[^\r\n]*\r\nRCPT TO:<([^>\r\n]+)>[^\r\n]*\r\nDATA\r\n", re.IGNORECASE)
-_PATH_RE = re.compile(rb"(?:MAIL FROM|RCPT TO):\s*<([^>\r\n]*)>(.*)", re.IGNORECASE)
-_SIZE_RE = re.compile(rb"\bSIZE=(\d{1,20})\b", re.IGNORECASE)
-
-_GO_AHEAD = b"354 End data with <CR><LF>.<CR><LF>\r\n"
-_MAIL_OK = b"250 2.1.0 Ok\r\n"
-_RCPT_OK = b"250 2.1.5 Ok\r\n"
-_GROUP_OK = _MAIL_OK + _RCPT_OK + _GO_AHEAD
-_TOO_BIG = b"552 5.3.4 Message size exceeds fixed limit\r\n"
-_TOO_LONG = b"500 5.5.2 Line too long\r\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Manners:
-    """How the server behaves towards everybody.
-
-    latency_s    each group of replies waits this long, in order
-    pipelining   announce PIPELINING (what is pipelined all the same is understood)
-    name         host name in the greeting
-    """
-
-    latency_s: float = 0.0
-    pipelining: bool = True
-    name: str = "sink.example.com"
+_LINGER_S = 2.0  # for a client to read the last replies and hang up
 
 
 class Conversation(asyncio.Protocol):
     """The server's side of one connection; it lists itself in `sessions` while it lasts."""
 
     def __init__(self, manners: Manners, policy: Policy, record: Record, sessions: set[Conversation]) -> None:
-        self._sessions = sessions
         self._manners = manners
-        self._policy = policy
         self._record = record
+        self._sessions = sessions
+        self._dialogue = Dialogue(manners, policy, record)
         self._transport: asyncio.Transport
-        self._rest = b""
-        self._ending = False
-        self._later: deque[tuple[bytes, bool]] = deque()
-        self._sender: bytes | None = None
-        self._recipients: list[bytes] = []
-        self._fate: Fate | None = None  # of the transaction, at DATA or after the body
-        self._in_body = False
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._open = False
+        self._held: Held | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._upgrade: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are not subclasses of asyncio's
-        self._record.opened()
+        self._open = True
+        record, manners, dialogue = self._record, self._manners, self._dialogue
+        record.opened()
         self._sessions.add(self)
-        self._answer(f"220 {self._manners.name} ESMTP sink\r\n".encode())
+        if self._transport.get_extra_info("ssl_object") is not None:
+            dialogue.encrypted = True
+            record.counts["tls_sessions"] += 1
+        if manners.delays:
+            number = record.counts["sessions"]
+            self._held = Held(manners.delays, number, lambda: record.sessions_open, self._leave_late)
+        crowded = 0 < manners.sessions_max < record.sessions_open
+        self._answer([dialogue.greeting(crowded=crowded)])
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (asyncio's signature)
         """Forget the session; what it had not finished was not accepted."""
-        self._ending = True
-        self._later.clear()
+        if not self._open:
+            return
+        self._open = False
+        self._dialogue.forget()
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._held is not None:
+            self._held.clear()
         self._record.closed()
         self._sessions.discard(self)
 
@@ -98,192 +80,73 @@ class Conversation(asyncio.Protocol):
 
     def end(self) -> None:
         """Close now: the sink stops."""
-        self._ending = True
+        self._dialogue.forget()
         self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Everything that arrived, answered in one write."""
-        if self._ending:
+        """Everything that arrived."""
+        dialogue = self._dialogue
+        if dialogue.then is not Then.GO_ON:
             return
-        buffer = self._rest + data if self._rest else data
-        position = 0
-        out: list[bytes] = []
-        while not self._ending:
-            before = position
-            position = self._body(buffer, position, out) if self._in_body else self._commands(buffer, position, out)
-            if position == before:
-                break
-        self._rest = buffer[position:]
-        if len(self._rest) > LINE_MAX and not self._ending:
-            out.append(_TOO_LONG)
-            self._ending = True
-        if out or self._ending:
-            self._answer(b"".join(out))
+        began_ns = perf_counter_ns()
+        replies = dialogue.receive(data)
+        if replies or dialogue.then is not Then.GO_ON:
+            self._answer(replies)
+            if self._held is None:
+                self._record.answered(perf_counter_ns() - began_ns)
 
-    def _answer(self, replies: bytes) -> None:
-        """Send replies now or, with latency, in their turn."""
-        latency_s = self._manners.latency_s
-        if latency_s:
-            self._later.append((replies, self._ending))
-            # Timers of equal length may fire in any order; whichever fires takes the oldest answer.
-            asyncio.get_running_loop().call_later(latency_s, self._answer_oldest)
+    def _answer(self, replies: list[bytes]) -> None:
+        """Send replies now or, where the server is slow, in their turn."""
+        held, then = self._held, self._dialogue.then
+        if held is None:
+            self._leave(b"".join(replies), then)
             return
-        self._send(replies, self._ending)
+        start = 0
+        if self._manners.delays.capacity is not None:  # each message costs its time
+            for end in self._dialogue.ends:
+                held.add(b"".join(replies[start:end]), Then.GO_ON, serves=True)
+                start = end
+        if start < len(replies) or then is not Then.GO_ON:
+            held.add(b"".join(replies[start:]), then, serves=False)
 
-    def _answer_oldest(self) -> None:
-        if self._later:
-            self._send(*self._later.popleft())
+    def _leave_late(self, replies: bytes, then: Then, waited_s: float) -> None:
+        self._record.answered(int(waited_s * 1e9))
+        self._leave(replies, then)
 
-    def _send(self, replies: bytes, close: bool) -> None:
+    def _leave(self, replies: bytes, then: Then) -> None:
         transport = self._transport
         if replies and not transport.is_closing():
             transport.write(replies)
-        if close:
+        if then is Then.CLOSE:
+            self._close(transport)
+        elif then is Then.DROP:
             transport.close()
+        elif then is Then.TLS:
+            transport.pause_reading()  # what comes now is TLS's
+            self._upgrade = asyncio.get_running_loop().create_task(self._encrypt())
 
-    def _body(self, buffer: bytes, position: int, out: list[bytes]) -> int:
-        """Take a message, or as much of it as is here; returns the new position."""
-        if not self._size and buffer.startswith(b".\r\n", position):
-            self._finish(b"", out)
-            return position + 3
-        stop = buffer.find(_END, position)
-        if stop < 0:
-            keep = max(position, len(buffer) - 4)  # the end may lie across two reads
-            self._size += keep - position
-            if self._size <= SIZE_MAX:
-                self._parts.append(buffer[position:keep])
-            else:
-                self._parts.clear()
-            return keep
-        body = buffer[position : stop + 2]
-        if self._parts:
-            self._parts.append(body)
-            body = b"".join(self._parts)
-            self._parts.clear()
-        self._size += stop + 2 - position
-        self._finish(body, out)
-        return stop + 5
-
-    def _finish(self, body: bytes, out: list[bytes]) -> None:
-        """Answer the end of a message."""
-        sender, recipients, fate = self._sender, self._recipients, self._fate
-        too_big = self._size > SIZE_MAX
-        self._reset()
-        if too_big:
-            self._record.counts["refused"] += 1
-            out.append(_TOO_BIG)
-        elif fate is not None:
-            self._suffer(fate, out)
-        else:
-            record = self._record
-            for recipient in recipients:
-                record.accepted(sender or b"", recipient, body)
-            out.append(b"250 2.0.0 Ok: queued as %X\r\n" % record.counts["messages"])
-
-    def _suffer(self, fate: Fate, out: list[bytes]) -> None:
-        """Let a recipient's fate happen."""
-        self._record.counts[fate.counter] += 1
-        if fate.reply is not None:
-            out.append(fate.reply)
-        self._ending = fate.close
-
-    def _reset(self) -> None:
-        self._sender = None
-        self._recipients = []
-        self._fate = None
-        self._in_body = False
-        self._size = 0
-
-    def _commands(self, buffer: bytes, position: int, out: list[bytes]) -> int:
-        """One group or one command; returns the new position, the same if the line is not complete."""
-        if self._sender is None:
-            group = _GROUP_RE.match(buffer, position)
-            if group is not None and _SIZE_RE.search(group[0]) is None:
-                recipient = group[2]
-                if self._policy.ordinary(recipient):
-                    self._sender = group[1]
-                    self._recipients = [recipient]
-                    self._in_body = True
-                    out.append(_GROUP_OK)
-                    return group.end()
-        stop = buffer.find(b"\r\n", position)
-        if stop < 0:
-            return position
-        self._command(buffer[position:stop], out)
-        return stop + 2
-
-    def _command(self, line: bytes, out: list[bytes]) -> None:
-        verb = line.split(b" ", 1)[0].upper()
-        if verb == b"MAIL":
-            out.append(self._mail(line))
-        elif verb == b"RCPT":
-            self._rcpt(line, out)
-        elif verb == b"DATA":
-            self._data(out)
-        elif verb in (b"EHLO", b"HELO"):
-            self._reset()
-            out.append(self._hello(verb))
-        elif verb == b"QUIT":
-            out.append(b"221 2.0.0 Bye\r\n")
-            self._ending = True
-        elif verb == b"RSET":
-            self._reset()
-            out.append(b"250 2.0.0 Ok\r\n")
-        elif verb == b"NOOP":
-            out.append(b"250 2.0.0 Ok\r\n")
-        elif verb == b"VRFY":
-            out.append(b"252 2.0.0 Send some mail and see\r\n")
-        else:
-            out.append(b"502 5.5.1 Command not implemented\r\n")
-
-    def _hello(self, verb: bytes) -> bytes:
-        name = self._manners.name.encode()
-        if verb == b"HELO":
-            return b"250 %b\r\n" % name
-        keywords = [b"SIZE %d" % SIZE_MAX, b"8BITMIME", b"SMTPUTF8", b"ENHANCEDSTATUSCODES"]
-        if self._manners.pipelining:
-            keywords.insert(0, b"PIPELINING")
-        lines = [name, *keywords]
-        return b"".join(b"250-%b\r\n" % line for line in lines[:-1]) + b"250 %b\r\n" % lines[-1]
-
-    def _mail(self, line: bytes) -> bytes:
-        path = _PATH_RE.fullmatch(line)
-        if path is None:
-            return b"501 5.5.4 Syntax: MAIL FROM:<address>\r\n"
-        if self._sender is not None:
-            return b"503 5.5.1 Sender already given\r\n"
-        size = _SIZE_RE.search(path[2])
-        if size is not None and int(size[1]) > SIZE_MAX:
-            self._record.counts["refused"] += 1
-            return _TOO_BIG
-        self._sender = path[1]
-        return _MAIL_OK
-
-    def _rcpt(self, line: bytes, out: list[bytes]) -> None:
-        path = _PATH_RE.fullmatch(line)
-        if path is None or not path[1]:
-            out.append(b"501 5.5.4 Syntax: RCPT TO:<address>\r\n")
+    def _close(self, transport: asyncio.Transport) -> None:
+        """Say no more and let the client go: closing on top of unread bytes would take the last replies away."""
+        if not transport.can_write_eof() or transport.is_closing():
+            transport.close()
             return
-        if self._sender is None:
-            out.append(b"503 5.5.1 Need MAIL first\r\n")
-            return
-        fate = self._policy.fate(path[1])
-        if fate is not None and fate.point is Point.RCPT:
-            self._suffer(fate, out)
-            return
-        self._fate = fate or self._fate
-        self._recipients.append(path[1])
-        out.append(_RCPT_OK)
+        transport.write_eof()
+        if not transport.is_closing():
+            self._linger = asyncio.get_running_loop().call_later(_LINGER_S, transport.abort)
 
-    def _data(self, out: list[bytes]) -> None:
-        fate = self._fate
-        if self._sender is None:
-            out.append(b"503 5.5.1 Need MAIL first\r\n")
-        elif not self._recipients:
-            out.append(b"554 5.5.1 No valid recipients\r\n")
-        elif fate is not None and fate.point is Point.DATA:
-            self._reset()
-            self._suffer(fate, out)
-        else:
-            self._in_body = True
-            out.append(_GO_AHEAD)
+    async def _encrypt(self) -> None:
+        """The handshake after STARTTLS."""
+        context = self._manners.starttls
+        assert context is not None, "STARTTLS was offered"
+        loop = asyncio.get_running_loop()
+        try:
+            encrypted = await loop.start_tls(self._transport, self, context, server_side=True)
+        except (OSError, EOFError):  # ssl.SSLError is an OSError
+            encrypted = None
+        if encrypted is None or not self._open:
+            self._transport.abort()
+            self.connection_lost(None)
+            return
+        self._transport = encrypted
+        self._record.counts["tls_sessions"] += 1
+        self._dialogue.encrypt()

@@ -1,118 +1,112 @@
 """Which recipients the rehearsal server refuses, defers or drops, and at which point of the conversation.
 
-Pure apart from one memory: who was deferred before. It reads no clock and no socket.
+Pure apart from its memory of who was here before. Its clock is given to it; it knows no socket.
 
 Invariants
 - The same seed and the same address always get the same fate at the first attempt, in any process.
-- A recipient deferred by chance, or by a magic address ending in `-once`, is accepted from the second attempt on.
-- An address that is not ordinary (`ordinary` says so) costs time; an ordinary one costs one failed match.
-
-Magic recipients: the local part says what happens, a `+tag` keeps several of them apart (`defer+7@example.com`):
-
-    defer@         450 to RCPT, every time          bounce@       550 to RCPT
-    drop-before@   closes instead of answering DATA drop-after@   reads the body and closes without a reply
-    421@           421 to RCPT, then closes         NAME-once@    the same at the first attempt only
-    rcpt-NNN@  data-NNN@  body-NNN@                  that reply at that stage, e.g. `body-554-5.7.1@`
+- A recipient who is deferred, throttled or dropped by chance, or by a magic address ending in `-once`, is accepted from
+  the second attempt on; one who is bounced by chance never is.
+- Its memory is bounded: of more than a million recipients who must be remembered, the oldest are strangers again.
 """
 
 from __future__ import annotations
 
 import re
-from enum import Enum
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
-__all__ = ["Fate", "Point", "Policy"]
+from actors.sink.magic import GREYLIST_NAME, GREYLISTED, MAGIC, MAGIC_RE, Fate, scripted
+
+__all__ = ["GREYLIST_S", "Policy", "Shares"]
+
+GREYLIST_S = 10.0  # what `greylist@` waits where no greylisting was asked for: a person can watch it pass
+REMEMBERED = 1_000_000  # recipients; about 150 MB if so many are refused first
+
+_BY_NAME = {magic.name.encode(): magic.fate for magic in MAGIC}
+_BOUNCE, _DEFER, _THROTTLE = _BY_NAME[b"bounce"], _BY_NAME[b"defer"], _BY_NAME[b"throttle"]
+_DROPS = (_BY_NAME[b"drop-before"], _BY_NAME[b"drop-during"], _BY_NAME[b"drop-after"])
+_GREYLIST = GREYLIST_NAME.encode()
 
 
-class Point(Enum):
-    """The command whose reply shows the fate."""
+class Shares(NamedTuple):
+    """Shares of recipients, 0..1, together at most 1, who meet a fate by chance."""
 
-    RCPT = "rcpt"
-    DATA = "data"
-    BODY = "body"
-
-
-class Fate(NamedTuple):
-    """What happens to a recipient who is not simply accepted.
-
-    point   the command at which it happens
-    reply   the line to answer, CRLF included; None = no reply
-    close   close the connection then
-    counter name in the sink's counts
-    """
-
-    point: Point
-    reply: bytes | None
-    close: bool
-    counter: str
+    bounce: float = 0.0
+    defer: float = 0.0
+    throttle: float = 0.0
+    drop: float = 0.0
 
 
-_DEFER = Fate(Point.RCPT, b"450 4.2.1 Mailbox busy, try again later\r\n", False, "deferred")
-_BOUNCE = Fate(Point.RCPT, b"550 5.1.1 User unknown\r\n", False, "bounced")
-_MAGIC = {
-    b"defer": _DEFER,
-    b"bounce": _BOUNCE,
-    b"drop-before": Fate(Point.DATA, None, True, "dropped_before"),
-    b"drop-after": Fate(Point.BODY, None, True, "dropped_after"),
-    b"421": Fate(Point.RCPT, b"421 4.3.2 Closing connection\r\n", True, "closed_421"),
-}
-_MAGIC_RE = re.compile(
-    rb"(?:(defer|bounce|drop-before|drop-after|421)|(rcpt|data|body)-([2345]\d\d)(?:-([245]\.\d{1,3}\.\d{1,3}))?)"
-    rb"(-once)?(?:\+[^@]*)?@",
-    re.IGNORECASE,
-)
-
-
-def _scripted(point: bytes, code: bytes, enhanced: bytes | None) -> Fate:
-    """The fate spelled out in an address like `body-554-5.7.1@`."""
-    status = enhanced if enhanced is not None else b"%c.0.0" % code[0]
-    counter = "deferred" if code[:1] == b"4" else "bounced"
-    line = b"%b %b As the recipient's address asks\r\n" % (code, status)
-    return Fate(Point(point.decode().lower()), line, code == b"421", counter)
+NOBODY = Shares()
 
 
 class Policy:
     """Fates of recipients for one run of the sink.
 
-    defer, bounce   shares of recipients, 0..1; together at most 1
-    seed            changes who they are
+    shares      who is not simply accepted
+    seed        changes who they are
+    greylist_s  a recipient is deferred until so long after its first attempt; 0 = nobody is
+    clock       seconds, for greylisting
     """
 
-    def __init__(self, defer: float = 0.0, bounce: float = 0.0, seed: int = 0) -> None:
-        self._bounce_below = int(bounce * 2**64)
-        self._defer_below = int((bounce + defer) * 2**64)
+    def __init__(
+        self, shares: Shares = NOBODY, seed: int = 0, greylist_s: float = 0.0, clock: Callable[[], float] = float
+    ) -> None:
+        self._below: list[tuple[int, tuple[Fate, ...]]] = []
+        total = 0.0
+        for share, fates in zip(shares, ((_BOUNCE,), (_DEFER,), (_THROTTLE,), _DROPS), strict=True):
+            total += share
+            self._below.append((int(total * 2**64), fates))
+        self._by_chance = total > 0
         self._key = seed.to_bytes(8, "little", signed=True)
-        self._seen: set[bytes] = set()
-
-    def ordinary(self, recipient: bytes) -> bool:
-        """True if this recipient is accepted whatever happened before; changes nothing."""
-        return not self._defer_below and _MAGIC_RE.match(recipient) is None
+        self._greylist_s = greylist_s
+        self._clock = clock
+        self._first_s: dict[bytes, float] = {}  # when a recipient was here first, oldest first
 
     def fate(self, recipient: bytes) -> Fate | None:
-        """What happens to this attempt; None = accepted. Remembers the attempt where a later one differs."""
-        match = _MAGIC_RE.match(recipient)
+        """What happens to this attempt; None = accepted. Remembers the attempt where a later one differs. Hot."""
+        match = MAGIC_RE.match(recipient)
         if match is not None:
             return self._magic(recipient, match)
-        if not self._defer_below:
-            return None
+        if self._greylist_s and self._greylisted(recipient, self._greylist_s):
+            return GREYLISTED
+        return self._chance(recipient) if self._by_chance else None
+
+    def _chance(self, recipient: bytes) -> Fate | None:
         lot = int.from_bytes(blake2b(recipient.lower(), digest_size=8, key=self._key).digest(), "little")
-        if lot < self._bounce_below:
-            return _BOUNCE
-        if lot < self._defer_below and self._first(recipient):
-            return _DEFER
+        for below, fates in self._below:
+            if lot < below:
+                fate = fates[lot % len(fates)]
+                return fate if fate is _BOUNCE or self._first(recipient, b"chance") else None
         return None
 
     def _magic(self, recipient: bytes, match: re.Match[bytes]) -> Fate | None:
         name, point, code, enhanced, once = match.groups()
-        if once and not self._first(recipient):
+        if once and not self._first(recipient, b"once"):
             return None
-        return _MAGIC[name.lower()] if name else _scripted(point, code, enhanced)
+        if not name:
+            return scripted(point, code, enhanced)
+        name = name.lower()
+        if name == _GREYLIST and not once and not self._greylisted(recipient, self._greylist_s or GREYLIST_S):
+            return None
+        return _BY_NAME[name]
 
-    def _first(self, recipient: bytes) -> bool:
-        """True at the first call for this address."""
-        address = recipient.lower()
-        if address in self._seen:
+    def _greylisted(self, recipient: bytes, wait_s: float) -> bool:
+        now_s = self._clock()
+        return now_s < self._remember(recipient.lower(), now_s) + wait_s
+
+    def _first(self, recipient: bytes, why: bytes) -> bool:
+        """True at the first call for this address, in whatever case."""
+        attempt = b"%b %b" % (why, recipient.lower())
+        if attempt in self._first_s:
             return False
-        self._seen.add(address)
+        self._remember(attempt, 0.0)
         return True
+
+    def _remember(self, what: bytes, now_s: float) -> float:
+        """When this was here first: now, if it was not."""
+        first_s = self._first_s
+        if len(first_s) >= REMEMBERED and what not in first_s:
+            del first_s[next(iter(first_s))]
+        return first_s.setdefault(what, now_s)

@@ -6,6 +6,7 @@ message was accepted while the sink is idle, and always when the sink has printe
 Invariants
 - `messages` counts accepted messages, one per recipient; what was refused or dropped is counted elsewhere.
 - A duplicate is an accepted message whose recipient and Message-ID were accepted before; it counts in `messages` too.
+  It is looked for among the last REMEMBERED messages at least, so memory is bounded.
 """
 
 from __future__ import annotations
@@ -28,14 +29,28 @@ COUNTERS = (
     "sessions",
     "messages",
     "bytes",
-    "deferred",
-    "bounced",
-    "dropped_before",
-    "dropped_after",
-    "closed_421",
-    "refused",
+    "by_bdat",
     "duplicates",
+    "deferred",
+    "greylisted",
+    "full",
+    "bounced",
+    "blocked",
+    "refused",
+    "throttled",
+    "closed_421",
+    "dropped_before",
+    "dropped_during",
+    "dropped_after",
+    "hung",
+    "garbage",
+    "turned_away",
+    "tls_sessions",
+    "logins",
+    "logins_refused",
 )
+REMEMBERED = 1_000_000  # messages in which a duplicate is looked for, at least; twice as many take 130 MB
+SIZE_STEP = 16  # bytes: sizes are told to this
 
 
 class Record:
@@ -53,6 +68,11 @@ class Record:
         self.sessions_open = 0
         self.sessions_most = 0
         self._seen: set[int] = set()
+        self._seen_before: set[int] = set()
+        self._sizes: dict[int, int] = {}  # messages by size, in steps
+        self._answers = 0
+        self._answers_ns = 0
+        self._answers_ns_most = 0
         self._lines: list[bytes] = []
         self._waiting_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -74,26 +94,36 @@ class Record:
         """A session ended."""
         self.sessions_open -= 1
 
-    def accepted(self, mail_from: bytes, recipient: bytes, body: bytes) -> None:
-        """One message was accepted for one recipient; `body` is still dot-stuffed. Hot."""
+    def answered(self, after_ns: int) -> None:
+        """What arrived in one read was answered so much later."""
+        self._answers += 1
+        self._answers_ns += after_ns
+        self._answers_ns_most = max(self._answers_ns_most, after_ns)
+
+    def accepted(self, mail_from: bytes, recipient: bytes, body: bytes, *, stuffed: bool) -> None:
+        """One message was accepted for one recipient; `stuffed`: it came after DATA, and its dots are doubled. Hot."""
         counts = self.counts
         counts["messages"] += 1
         counts["bytes"] += len(body)
+        if not stuffed:
+            counts["by_bdat"] += 1
+        step = len(body) // SIZE_STEP
+        sizes = self._sizes
+        sizes[step] = sizes.get(step, 0) + 1
         identity = _message_id(body)
         if identity:
             # A 64-bit hash a message: exact enough for a rehearsal, and a million messages stay small.
             mark = hash((recipient, identity))
-            if mark in self._seen:
+            if mark in self._seen or mark in self._seen_before:
                 counts["duplicates"] += 1
             else:
                 self._seen.add(mark)
+                if len(self._seen) >= REMEMBERED:
+                    self._seen, self._seen_before = set(), self._seen
         if self._file is not None and (self._first is None or counts["messages"] <= self._first):
-            self._keep(mail_from, recipient, body)
+            self._keep(mail_from, recipient, _unstuffed(body) if stuffed else body)
 
-    def _keep(self, mail_from: bytes, recipient: bytes, body: bytes) -> None:
-        data = body.replace(b"\r\n..", b"\r\n.")
-        if data.startswith(b".."):
-            data = data[1:]
+    def _keep(self, mail_from: bytes, recipient: bytes, data: bytes) -> None:
         line = json.dumps(
             {
                 "time": time.time(),
@@ -128,7 +158,28 @@ class Record:
 
     def totals(self) -> dict[str, int]:
         """All counts, for printing."""
-        return {**self.counts, "sessions_open": self.sessions_open, "sessions_most": self.sessions_most}
+        sizes = sorted(self._sizes)
+        least, greatest = (sizes[0], sizes[-1]) if sizes else (0, 0)
+        return {
+            **self.counts,
+            "by_data": self.counts["messages"] - self.counts["by_bdat"],
+            "sessions_open": self.sessions_open,
+            "sessions_most": self.sessions_most,
+            "size_least": least * SIZE_STEP,
+            "size_median": self._median(sizes) * SIZE_STEP,
+            "size_greatest": greatest * SIZE_STEP,
+            "answer_us_mean": self._answers_ns // max(1, self._answers) // 1000,
+            "answer_us_most": self._answers_ns_most // 1000,
+        }
+
+    def _median(self, sizes: list[int]) -> int:
+        """The size that half of the messages do not exceed, in steps."""
+        below = 0
+        for size in sizes:
+            below += self._sizes[size]
+            if below * 2 >= self.counts["messages"]:
+                return size
+        return 0
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -136,6 +187,12 @@ class Record:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _unstuffed(body: bytes) -> bytes:
+    """The message without the dots that DATA doubles (RFC 5321 4.5.2)."""
+    data = body.replace(b"\r\n..", b"\r\n.")
+    return data[1:] if data.startswith(b"..") else data
 
 
 def _message_id(body: bytes) -> bytes:
