@@ -1,6 +1,7 @@
 """What SMTP costs: a message through Transactions, and messages a second into the sink. Run: `python bench/smtp.py`.
 
-Part 1, one process, no socket: `submit` of one message and `receive` of its four replies, microseconds of CPU.
+Part 1, one process, no socket: `submit` of one message and `receive` of its four replies, microseconds of CPU, in
+each mode; windows of BDAT are answered at once.
 Part 2, two processes over loopback: pipelined sessions of our own Transactions into `actors.sink.actor`. The sink has
 a core of its own where there are two; its CPU time per message says what one core could take.
 
@@ -16,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +28,9 @@ from actors.smtp.transaction import Mode, Transactions
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIL, RCPT = b"news@example.com", b"anna.anderson@example.org"
+PARAMS = b"SIZE=4096"
 GROUP = b"250 2.0.0 Ok: queued as 12AB34\r\n250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n354 End data with <CR><LF>.<CR><LF>\r\n"
+CHUNK = b"250 2.0.0 Ok\r\n250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 2.0.0 Ok: 4096 bytes queued as 12AB34\r\n"
 
 
 def body_of(size: int) -> bytes:
@@ -35,16 +39,46 @@ def body_of(size: int) -> bytes:
     return head + (b"=3D words, plainly said. " * 3 + b"\r\n") * (size // 77)
 
 
-def through_transactions(body: bytes, rounds: int) -> float:
-    """Microseconds per message."""
+def lockstep(body: bytes, rounds: int) -> float:
+    """Microseconds per message, a reply at a time."""
+    client = Transactions(Mode.LOCKSTEP)
+    replies = (b"250 2.1.0 Ok\r\n", b"250 2.1.5 Ok\r\n", b"354 End data\r\n", b"250 2.0.0 Ok: queued as 12AB34\r\n")
+    began_ns = time.process_time_ns()
+    for number in range(rounds):
+        client.submit(number, MAIL, RCPT, body, PARAMS)
+        for reply in replies:
+            client.receive(reply)
+    return (time.process_time_ns() - began_ns) / rounds / 1000
+
+
+def pipelined(body: bytes, rounds: int) -> float:
+    """Microseconds per message, a group at a time."""
     client = Transactions(Mode.PIPELINING)
-    client.submit(0, MAIL, RCPT, body)
+    client.submit(0, MAIL, RCPT, body, PARAMS)
     client.receive(GROUP[GROUP.index(b"\n") + 1 :])
     began_ns = time.process_time_ns()
     for number in range(1, rounds + 1):
-        client.submit(number, MAIL, RCPT, body)
+        client.submit(number, MAIL, RCPT, body, PARAMS)
         client.receive(GROUP)
     return (time.process_time_ns() - began_ns) / rounds / 1000
+
+
+def chunked(body: bytes, rounds: int, window: int) -> float:
+    """Microseconds per message, a window at a time."""
+    client = Transactions(Mode.BDAT)
+    client.window = window
+    replies = CHUNK * window
+    began_ns = time.process_time_ns()
+    for first in range(0, rounds, window):
+        for number in range(first, first + window):
+            client.submit(number, MAIL, RCPT, body, PARAMS)
+        client.receive(replies)
+    return (time.process_time_ns() - began_ns) / rounds / 1000
+
+
+def best_of(cost: Callable[..., float], *more: int, size: int) -> float:
+    """The least of five, that of the quietest moment."""
+    return min(cost(body_of(size), 20_000, *more) for _ in range(5))
 
 
 class Sending(asyncio.Protocol):
@@ -124,8 +158,12 @@ def main() -> None:
     options.add_argument("--messages", type=int, default=50_000)
     arguments = options.parse_args()
     for size in (0, 4096, 40960):
-        best = min(through_transactions(body_of(size), 20_000) for _ in range(3))
-        print(f"Transactions, {size:6} bytes: {best:6.2f} us a message")
+        costs = [
+            f"lock-step {best_of(lockstep, size=size):5.2f}",
+            f"pipelining {best_of(pipelined, size=size):5.2f}",
+            *(f"window of {window} {best_of(chunked, window, size=size):5.2f}" for window in (1, 4, 16)),
+        ]
+        print(f"Transactions, {size:6} bytes, us a message: {'   '.join(costs)}")
     for size in (4096, 40960):
         for sessions in (1, 10, 50):
             count = arguments.messages // (1 if size < 10_000 else 5)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["LINE_MAX", "REPLY_MAX", "TEXT_MAX", "ProtocolError", "Reply", "ReplyParser", "read_line", "read_text"]
+__all__ = ["LINE_MAX", "REPLY_MAX", "TEXT_MAX", "ProtocolError", "Reply", "ReplyParser", "read_ok", "read_text"]
 
 LINE_MAX = 8192  # bytes a line, its LF not counted; RFC 5321 4.5.3.1.5 says 512, real servers write more
 REPLY_MAX = 4 * LINE_MAX  # bytes a reply: bounds memory when continuation lines never end
@@ -28,6 +28,10 @@ _SPOKEN_RE = re.compile(r"\s*([2-5]\d\d)(?:[ -]|$)(.*)", re.DOTALL)
 
 # The statuses of nearly all accepted messages, without a regular expression.
 _USUAL: dict[bytes, Enhanced] = {b"2.0.0 ": (2, 0, 0), b"2.1.0 ": (2, 1, 0), b"2.1.5 ": (2, 1, 5), b"2.6.0 ": (2, 6, 0)}
+
+
+_DIGITS = frozenset({b"2", b"4", b"5"})  # an enhanced status begins with one of them
+_new = tuple.__new__
 
 
 class ProtocolError(Exception):
@@ -59,12 +63,19 @@ def _printable(raw: bytes) -> str:
     return text if len(text) <= TEXT_MAX else text[:TEXT_MAX]
 
 
-def read_line(line: bytes) -> Reply:
-    """The reply of one line `250 2.0.0 Ok`, with or without CR, known to be well formed. Hot."""
+def read_ok(line: bytes) -> Reply:
+    """The reply of one line `250 2.0.0 Ok`, with or without CR, known to begin with `250 `. Hot."""
     enhanced = _USUAL.get(line[4:10])
     if enhanced is not None:
-        return Reply(int(line[:3]), enhanced, _printable(line[10:]))
-    return _assemble(int(line[:3]), [line[4:]])
+        raw = line[10:]
+    elif line[4:5] in _DIGITS:
+        return _assemble(250, [line[4:]])  # an unusual status, or a text that begins with a digit
+    else:
+        raw = line[4:]
+    text = raw.strip().decode("utf-8", "backslashreplace")
+    if not text.isprintable() or len(text) > TEXT_MAX:
+        text = _printable(raw)
+    return _new(Reply, (250, enhanced, text))  # half as dear as Reply(...)
 
 
 def _assemble(code: int, lines: Sequence[bytes]) -> Reply:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.smtp.reply import LINE_MAX, REPLY_MAX, TEXT_MAX, ProtocolError, Reply, ReplyParser, read_line, read_text
+from actors.smtp.reply import LINE_MAX, REPLY_MAX, TEXT_MAX, ProtocolError, Reply, ReplyParser, read_ok, read_text
 
 STREAM = (
     b"220 mx.example.com ESMTP\r\n"
@@ -63,14 +63,14 @@ def test_a_text_can_be_shown_as_it_is() -> None:
 
 
 @given(
-    st.integers(200, 599),
-    st.sampled_from(["", "2.0.0 ", "2.1.5 ", "5.7.26 ", "x"]),
-    st.text("Oköé <>.@12", max_size=20),
+    st.sampled_from(["", "2.0.0 ", "2.1.5 ", "2.6.7 ", "5.7.26 ", "2.0.0", "x", "2 ", "42 bytes "]),
+    st.text("Oköé <>.@12\x1b\xa0", max_size=20),
 )
-def test_the_quick_reader_agrees_with_the_careful_one(code: int, status: str, text: str) -> None:
-    """One line, read either way, is the same reply."""
-    line = f"{code} {status}{text}".encode()
-    assert [read_line(line + b"\r")] == ReplyParser().feed(line + b"\r\n")
+def test_the_quick_reader_agrees_with_the_careful_one(status: str, text: str) -> None:
+    """One line that says 250, read either way, is the same reply."""
+    line = f"250 {status}{text}".encode()
+    assert [read_ok(line + b"\r")] == ReplyParser().feed(line + b"\r\n")
+    assert [read_ok(line)] == ReplyParser().feed(line + b"\n")
 
 
 def test_a_pasted_reply_is_understood() -> None:
