@@ -9,8 +9,8 @@ Invariants
 actor's half, row: (actor, relay), writer: actor
 # offset  0             8          16         24     32            40         48         56       64
 #         | connections | refusals | failures | mode | close_count | since_ns | accepted | blamed | throttled
-#         72       80           88        96        104 .. 127
-#         | window | latency_us | stepped | opening | zero
+#         72       80           88        96        104    112      120 .. 127
+#         | window | latency_us | stepped | opening | done | slowed | together
 broker's half, row: (actor, relay), writer: broker
 # offset  0           8       16             24               32 .. 127
 #         | allowance | state | mode_ceiling | window_ceiling | zero
@@ -37,6 +37,7 @@ __all__ = [
     "BROKER_HALF",
     "CLOSE_COUNT",
     "CONNECTIONS",
+    "DONE",
     "FAILURES",
     "LATENCY_US",
     "MODE",
@@ -44,10 +45,12 @@ __all__ = [
     "OPENING",
     "REFUSALS",
     "SINCE_NS",
+    "SLOWED",
     "STATE",
     "STEPPED",
     "TABLES",
     "THROTTLED",
+    "TOGETHER",
     "WINDOW",
     "WINDOW_CEILING",
     "RelayState",
@@ -60,7 +63,7 @@ ACTOR_HALF = record(
         (name, "<i8")
         for name in (
             "connections", "refusals", "failures", "mode", "close_count", "since_ns", "accepted", "blamed", "throttled",
-            "window", "latency_us", "stepped", "opening",
+            "window", "latency_us", "stepped", "opening", "done", "slowed", "together",
         )
     ],
     LANE,
@@ -68,6 +71,7 @@ ACTOR_HALF = record(
 BROKER_HALF = record([(name, "<i8") for name in ("allowance", "state", "mode_ceiling", "window_ceiling")], LANE)
 assert word_of(ACTOR_HALF, "stepped") == 11, "layout is read by other processes: raise LAYOUT_VERSION instead"
 assert word_of(ACTOR_HALF, "opening") == 12
+assert word_of(ACTOR_HALF, "together") == 15
 assert word_of(BROKER_HALF, "window_ceiling") == 3
 
 TABLES = (
@@ -76,7 +80,7 @@ TABLES = (
 )
 
 CONNECTIONS, REFUSALS, FAILURES, MODE, CLOSE_COUNT, SINCE_NS, ACCEPTED, BLAMED, THROTTLED = range(9)
-WINDOW, LATENCY_US, STEPPED, OPENING = range(9, 13)
+WINDOW, LATENCY_US, STEPPED, OPENING, DONE, SLOWED, TOGETHER = range(9, 16)
 ALLOWANCE, STATE, MODE_CEILING, WINDOW_CEILING = range(4)
 _WORDS = LANE // 8
 
@@ -119,13 +123,14 @@ class RelayUse(NamedTuple):
 class RelayTable:
     """Both halves of the table. Which methods a process may call is said by the heading they stand under."""
 
-    __slots__ = ("_actor", "_actor_table", "_broker", "_relays")
+    __slots__ = ("_actor", "_actor_table", "_broker", "_broker_table", "_relays")
 
     def __init__(self, arena: Arena) -> None:
         self._relays = arena.shape.relays
         self._actor = arena.words("relays.actor")
         self._broker = arena.words("relays.broker")
         self._actor_table = arena.table("relays.actor")
+        self._broker_table = arena.table("relays.broker")
 
     # ---- the broker
 
@@ -154,6 +159,17 @@ class RelayTable:
         self._actor_table[row] = np.zeros(1, ACTOR_HALF)[0]
 
     # ---- the actor, in its own row
+
+    def halves(self, relay: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return both halves of all rows of a relay, live and for reading only: int64[actors, 16] each.
+
+        Besides RelayUse the actor's half tells the other senders DONE (messages concluded ever), SLOWED (times the
+        relay made it slow down) and TOGETHER (connections that all senders should have; 0 = it has no need of more).
+        """
+        shape = (*self._actor_table.shape, _WORDS)
+        tables = (self._actor_table, self._broker_table)
+        actor, broker = (table.view(np.int64).reshape(shape)[:, relay] for table in tables)
+        return actor, broker
 
     def words(self, row: int, relay: int) -> memoryview[int]:
         """Return the actor's own words for a relay: `w[CONNECTIONS] += 1`."""
