@@ -47,9 +47,9 @@ class Talk:
         if not self._sending:
             self._sending = True
             output.say(f"campaign {campaign['name']} is {campaign['state']}: audience {campaign['audience']:,}")
-        if _only_retries(campaign) and campaign["deferred"] != self._remaining:
+        if output.only_retries(campaign) and campaign["deferred"] != self._remaining:
             self._remaining = campaign["deferred"]
-            output.say(f"campaign {campaign['name']}: {_retries(campaign, time.time())}")
+            output.say(f"campaign {campaign['name']}: {output.retries_left(campaign, time.time())}")
 
     def job(self, progress: Mapping[str, Any]) -> None:
         """Say nothing: the result does."""
@@ -121,7 +121,7 @@ def campaign_lines(campaign: Mapping[str, Any], now_s: float) -> tuple[str, str]
     if campaign["audience"] is None:
         return f"{name}  {state}", ""
     first = f"{name}  {state}  sent {campaign['sent']:,} of {campaign['audience']:,}"
-    if state == "running" and not _only_retries(campaign):
+    if state == "running" and not output.only_retries(campaign):
         first += f"  {campaign['per_second'] or 0:,.0f}/s"
         if campaign["eta_s"] is not None:
             first += f"  {output.duration(campaign['eta_s'])} left"
@@ -129,8 +129,8 @@ def campaign_lines(campaign: Mapping[str, Any], now_s: float) -> tuple[str, str]
     counts += [f"{word} {campaign[word]:,}" for word in ("failed", "suppressed", "uncertain") if campaign[word]]
     if campaign["limit"]:
         counts.append(f"limit {campaign['limit']['name']} = {output.number(campaign['limit']['value'])}")
-    if _only_retries(campaign):
-        counts.append(_retries(campaign, now_s))
+    if output.only_retries(campaign):
+        counts.append(output.retries_left(campaign, now_s))
     return first, "  ".join(counts)
 
 
@@ -148,25 +148,6 @@ def job_line(progress: Mapping[str, Any]) -> str:
 
 def _concluded(campaign: Mapping[str, Any]) -> int:
     return int(campaign["audience"] - campaign["pending"] - campaign["in_flight"] - campaign["deferred"])
-
-
-def _only_retries(campaign: Mapping[str, Any]) -> bool:
-    """Whether everybody was attempted and some wait for another attempt."""
-    return bool(campaign["state"] == "running" and campaign["deferred"]) and not (
-        campaign["pending"] or campaign["in_flight"]
-    )
-
-
-def _retries(campaign: Mapping[str, Any], now_s: float) -> str:
-    """`only retries remain: 3, the next in 42 s`."""
-    text = f"only retries remain: {campaign['deferred']:,}"
-    at = campaign.get("next_attempt")
-    if not at:
-        return text
-    from datetime import datetime
-
-    left_s = datetime.fromisoformat(at).timestamp() - now_s
-    return f"{text}, the next in {output.duration(left_s)}" if left_s > 0.05 else f"{text}, the next is due"
 
 
 def _part(done: Any, whole: Any) -> float | None:

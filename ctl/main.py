@@ -22,7 +22,7 @@ COMMANDS = {
     "status": "health of the engine, in a word and by exit status",
     "stats": "what is going on, in numbers",
     "send": "send a campaign file and wait for its account",
-    "campaign": "create, list, show, check, launch, pause, resume, cancel, wait for, verify and export campaigns",
+    "campaign": "create, check, launch, list, show, pause, resume, cancel, retry, explain, verify, export campaigns",
     "import": "import recipients into a list that is kept",
     "list": "lists that are kept",
     "suppress": "who must not be mailed",

@@ -60,8 +60,15 @@ def _remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any
 
 def common(command: Any) -> Any:
     """The options that every command takes."""
+    command = common_but_state(command)
+    return click.option("--state", metavar="DIR", expose_value=False, callback=_remember, help="the state directory")(
+        command
+    )
+
+
+def common_but_state(command: Any) -> Any:
+    """The same for a command with a `--state` of its own."""
     for decorate in (
-        click.option("--state", metavar="DIR", expose_value=False, callback=_remember, help="the state directory"),
         click.option("--config", metavar="FILE", expose_value=False, callback=_remember, help="the settings file"),
         click.option("--json", is_flag=True, expose_value=False, callback=_remember, help="JSON on stdout"),
     ):

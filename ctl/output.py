@@ -9,14 +9,15 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from broker.contract.errors import EcmError
 
 __all__ = [
-    "ACCOUNT_NAMES", "account", "document", "duration", "fail", "interactive", "line", "number", "pairs", "plain",
-    "points", "prepare", "say", "table",
+    "ACCOUNT_NAMES", "account", "document", "duration", "fail", "interactive", "line", "moment", "number",
+    "only_retries", "pairs", "plain", "points", "prepare", "retries_left", "say", "table",
 ]  # fmt: skip
 
 ACCOUNT_NAMES = (
@@ -139,6 +140,8 @@ def account(campaign: Mapping[str, Any]) -> None:
         shown.append(("per_second", campaign["per_second"]))
     if campaign.get("next_attempt"):
         shown.append(("next_attempt", campaign["next_attempt"]))
+    if only_retries(campaign):
+        shown.append(("retries", retries_left(campaign, time.time())))
     if campaign.get("limit"):
         shown.append(("limit", f"{campaign['limit']['name']} = {number(campaign['limit']['value'])}"))
     if campaign.get("reason"):
@@ -146,6 +149,35 @@ def account(campaign: Mapping[str, Any]) -> None:
         if campaign["reason"].get("hint"):
             shown.append(("hint", campaign["reason"]["hint"]))
     pairs(shown)
+
+
+def only_retries(campaign: Mapping[str, Any]) -> bool:
+    """Whether everybody was attempted and some wait for another attempt."""
+    return bool(campaign["state"] == "running" and campaign["deferred"]) and not (
+        campaign["pending"] or campaign["in_flight"]
+    )
+
+
+def retries_left(campaign: Mapping[str, Any], now_s: float) -> str:
+    """`3 retries left, next at 10:28:55 UTC (in 42 s)`. `now_s`: seconds since the epoch."""
+    left = campaign["deferred"]
+    text = "1 retry left" if left == 1 else f"{left:,} retries left"
+    at = campaign.get("next_attempt")
+    if not at:
+        return text
+    from datetime import datetime
+
+    left_s = datetime.fromisoformat(at).timestamp() - now_s
+    return (
+        f"{text}, next at {moment(at, now_s)} (in {duration(left_s)})" if left_s > 0.05 else f"{text}, next is due now"
+    )
+
+
+def moment(at: str, now_s: float) -> str:
+    """A time of the protocol for a person: `10:28:55 UTC`, with its date if that is another one than now."""
+    today = time.strftime("%Y-%m-%d", time.gmtime(now_s))
+    day = "" if at[:10] == today else f"{at[:10]} "
+    return f"{day}{at[11:19]} UTC"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:

@@ -64,7 +64,9 @@ def _section(name: str, command: click.Command, context: click.Context) -> str:
 
 
 def _own(parameter: click.Parameter) -> bool:
-    return isinstance(parameter, click.Option) and not set(COMMON) & set(parameter.opts)
+    if not isinstance(parameter, click.Option):
+        return False
+    return parameter.expose_value or not set(COMMON) & set(parameter.opts)  # `campaign retry` has its own --state
 
 
 def _row(option: click.Parameter, context: click.Context) -> str:

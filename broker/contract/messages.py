@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -90,6 +90,15 @@ class Launch(CampaignReference):
     """A draft to launch."""
 
     checked: Annotated[bool, Field(description="true to answer only when the checks have ended, else false")] = False
+
+
+class Retry(CampaignReference):
+    """Whom to try again."""
+
+    states: Annotated[
+        list[Annotated[Literal["failed", "uncertain"], Field(description="`failed` or `uncertain`")]],
+        Field(min_length=1, max_length=2, description="whom to try again: `failed`, `uncertain` or both"),
+    ] = Field(default=["failed"])
 
 
 class CampaignList(Table):
@@ -245,6 +254,17 @@ OPERATIONS: Final = MappingProxyType(
             "End a campaign for good; answers when no further mail can leave",
             _CAMPAIGN,
             changes=True,
+        ),
+        "campaign.retry": Operation(
+            Retry,
+            "Try people again who failed, or of whom nobody knows; a finished campaign runs again",
+            '`{"retried": {"failed": 3, "uncertain": 0}, "campaign": campaign object}`: how many are tried again',
+            changes=True,
+        ),
+        "campaign.why": Operation(
+            CampaignReference,
+            "Why a campaign is not faster, or does not send: what holds it back, the most binding first",
+            '`{"campaign": 7, "state": "running", "causes": [{"code", "message", "hint", "since", "until"}, ...]}`',
         ),
         "audience.import": Operation(
             AudienceImport,

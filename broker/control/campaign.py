@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from broker.contract.campaign import CampaignSpec, parse_campaign, parse_campaign_all
 from broker.contract.errors import EcmError
-from broker.contract.messages import CampaignContent, CampaignList, CampaignReference, Launch, Send
+from broker.contract.messages import CampaignContent, CampaignList, CampaignReference, Launch, Retry, Send
 from broker.control.seam import Engine, Handler
 from broker.store import campaigns as store_campaigns
 from broker.store.campaigns import UNFINISHED, CampaignRow
@@ -81,6 +81,16 @@ async def campaign_cancel(engine: Engine, args: CampaignReference) -> dict[str, 
     return await engine.campaigns.cancel(await engine.campaigns.resolve(args.campaign))
 
 
+async def campaign_retry(engine: Engine, args: Retry) -> dict[str, Any]:
+    """Try people again."""
+    return await engine.campaigns.retry(await engine.campaigns.resolve(args.campaign), args.states)
+
+
+async def campaign_why(engine: Engine, args: CampaignReference) -> dict[str, Any]:
+    """What holds it back."""
+    return await engine.campaigns.why(await engine.campaigns.resolve(args.campaign))
+
+
 async def _spec(args: CampaignContent) -> CampaignSpec:
     """The campaign that a request carries, parsed beside the loop: its templates may be megabytes."""
     spec = await asyncio.to_thread(parse_campaign, args.text, args.file, args.attached, args.recipients)
@@ -104,4 +114,6 @@ HANDLERS: Final[dict[str, Handler]] = {
     "campaign.pause": campaign_pause,
     "campaign.resume": campaign_resume,
     "campaign.cancel": campaign_cancel,
+    "campaign.retry": campaign_retry,
+    "campaign.why": campaign_why,
 }

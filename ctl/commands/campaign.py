@@ -1,6 +1,8 @@
 """`ctl campaign`: campaigns by what may be done to them. CAMPAIGN is an id or a name."""
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,9 +13,11 @@ from ctl.campaign_file import CampaignFile
 from ctl.client import LONG_S, Client, idempotency_key
 from ctl.follow import follow_campaign
 from ctl.modules import become
-from ctl.options import Noun, common, options
+from ctl.options import Noun, Options, common, common_but_state, options
 
 __all__ = ["command", "finished", "follow"]
+
+RETRIED = ("failed", "uncertain")
 
 _CAMPAIGN = click.argument("campaign", metavar="CAMPAIGN", callback=lambda _c, _p, text: _reference(text))
 _FILE = click.argument("file", metavar="CAMPAIGN.toml")
@@ -126,6 +130,26 @@ def show(campaign: str | int) -> None:
     _print(_asked("campaign.show", campaign))
 
 
+@command.command("why", help="Why a campaign is not faster, or does not send, and what to do.")
+@common
+@_CAMPAIGN
+def why(campaign: str | int) -> None:
+    """What holds it back."""
+    chosen = options()
+    with Client(chosen.state_dir) as client:
+        found = client.request("campaign.why", {"campaign": campaign})
+    if chosen.json:
+        output.document(found)
+        return
+    output.line(f"campaign {campaign} is {found['state']}")
+    for cause in found["causes"]:
+        until = f" (until {output.moment(cause['until'], time.time())})" if cause["until"] else ""
+        since = f" (since {output.moment(cause['since'], time.time())})" if cause["since"] else ""
+        output.line(f"- {cause['message']}{since}{until}")
+        if cause["hint"]:
+            output.line(f"  {cause['hint']}")
+
+
 @command.command("wait", help="Wait for the end of a campaign; the account follows.")
 @common
 @_CAMPAIGN
@@ -195,6 +219,57 @@ def resume(campaign: str | int) -> None:
 def cancel(campaign: str | int) -> None:
     """Cancel."""
     _change("campaign.cancel", campaign)
+
+
+def _states(context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[str]:
+    """`failed,uncertain` of this command's own `--state`; a directory after it is the engine's, as everywhere."""
+    states: list[str] = []
+    for value in given:
+        words = value.split(",")
+        if set(words) <= set(RETRIED):
+            states += words
+        elif "/" in value or Path(value).is_dir():
+            context.ensure_object(Options).state = value
+        else:
+            raise click.BadParameter(f"nobody can be tried again who is `{value}`; it is failed, uncertain or both")
+    return [word for word in RETRIED if word in states] or ["failed"]
+
+
+@command.command(
+    "retry", help="Try people again who failed, or of whom nobody knows; works on a finished campaign too."
+)
+@common_but_state
+@_CAMPAIGN
+@click.option(
+    "--state", "states", multiple=True, metavar="STATES", callback=_states,
+    help="`failed` (the default), `uncertain`, or `failed,uncertain`: who may have got it already gets it again",
+)  # fmt: skip
+@click.option("--wait/--no-wait", default=False, help="wait for the end, as `send` does")
+def retry(campaign: str | int, states: list[str], wait: bool) -> None:
+    """Retry."""
+    chosen = options()
+    with Client(chosen.state_dir) as client:
+        args = {"campaign": campaign, "states": states}
+        found = client.request("campaign.retry", args, key=idempotency_key(), within_s=LONG_S)
+        now = found["campaign"]
+        output.say(f"campaign {now['name']}: {_retried(found['retried'], states)}")
+        if wait and now["state"] != "finished":
+            now = follow(client, now["id"], now["name"])
+    if wait:
+        finished(now)
+    elif chosen.json:
+        output.document(found)
+    else:
+        output.account(now)
+
+
+def _retried(retried: dict[str, int], states: list[str]) -> str:
+    """How many are tried again, said clearly when it is nobody."""
+    told = [f"{retried[state]:,} {state}" for state in states if retried[state]]
+    if not told:
+        return f"nobody is {' or '.join(states)}, so nobody is tried again"
+    one = sum(retried.values()) == 1
+    return f"{' and '.join(told)} {'is' if one else 'are'} tried again"
 
 
 def _change(op: str, campaign: str | int) -> None:

@@ -49,7 +49,7 @@ def _print(stats: dict[str, Any]) -> None:
         output.line()
         output.table(
             ["campaign", "state", "audience", "sent", "deferred", "bounced", "per second"],
-            [[c["name"], c["state"], c["audience"], c["sent"], c["deferred"], c["bounced"], c["per_second"]]
+            [[c["name"], _state(c), c["audience"], c["sent"], c["deferred"], c["bounced"], c["per_second"]]
              for c in stats["campaigns"]],
             right=["audience", "sent", "deferred", "bounced", "per second"],
         )  # fmt: skip
@@ -66,6 +66,13 @@ def _print(stats: dict[str, Any]) -> None:
         [[name, r["used"], r["budget"], r["limit"]] for name, r in stats["resources"].items() if name != "share"],
         right=["used", "budget", "limit"],
     )
+
+
+def _state(campaign: dict[str, Any]) -> str:
+    """A campaign's state; of one that only waits for retries, that."""
+    if output.only_retries(campaign):
+        return f"{campaign['state']}: {output.retries_left(campaign, time.time())}"
+    return str(campaign["state"])
 
 
 def _share(value: float | None) -> str | None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from shm.files import ledger_idle
 from shm.files.durable import FileDamaged, create_full, replace_file
-from shm.files.ledger_idle import Policy, Recovered
+from shm.files.ledger_idle import Policy, Recovered, Retried
 from shm.files.ledger_layout import (
     ATTEMPTS,
     BOOT_AT,
@@ -69,6 +69,7 @@ __all__ = [
     "LedgerMismatch",
     "Policy",
     "Recovered",
+    "Retried",
     "Row",
     "States",
     "Writer",
@@ -380,9 +381,9 @@ class Ledger:
         """PENDING, CLAIMED, DEFERRED -> CANCELLED; how many."""
         return ledger_idle.cancel_idle(self, now_s)
 
-    def retry(self, states: Collection[States], now_s: int) -> int:
-        """FAILED and / or UNCERTAIN -> DEFERRED, due now; how many."""
-        return ledger_idle.retry(self, states, now_s)
+    def retry(self, states: Collection[States], now_s: int, until_s: int | None = None) -> Retried:
+        """FAILED and / or UNCERTAIN, concluded by `until_s` -> DEFERRED, due now; how many."""
+        return ledger_idle.retry(self, states, now_s, until_s)
 
     def give_up(self, now_s: int, give_up_s: int) -> int:
         """DEFERRED rows first attempted `give_up_s` or longer ago -> FAILED; how many."""

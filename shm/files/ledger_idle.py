@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from shm.files.ledger_states import STICKY, States
-from shm.files.ledger_words import HIGH_SHIFT, NO_STATE, STATE, Rows, expired_rows, move, released, rows_in
+from shm.files.ledger_words import HIGH_SHIFT, NO_STATE, STATE, Rows, Words, expired_rows, move, released, rows_in
 
 if TYPE_CHECKING:
     from shm.files.ledger import Ledger
 
-__all__ = ["Policy", "Recovered", "cancel_idle", "give_up", "recover", "retry"]
+__all__ = ["Policy", "Recovered", "Retried", "cancel_idle", "give_up", "recover", "retry", "retryable", "suppress_idle"]
 
 Policy = Literal["resend", "hold"]
 RETRIED: Final = frozenset({States.FAILED, States.UNCERTAIN})
@@ -46,6 +46,22 @@ class Recovered:
     uncertain: int = 0
     resent: int = 0
     held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """How many rows of each state are to be attempted again."""
+
+    failed: int = 0
+    uncertain: int = 0
+
+    def __add__(self, other: Retried) -> Retried:
+        return Retried(self.failed + other.failed, self.uncertain + other.uncertain)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.failed + self.uncertain
 
 
 def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int, poison: bool) -> Recovered:
@@ -93,23 +109,47 @@ def give_up(ledger: Ledger, now_s: int, give_up_s: int) -> int:
     return _move_durably(ledger, rows, States.FAILED, (States.DEFERRED,), now_s)
 
 
-def retry(ledger: Ledger, states: Collection[States], now_s: int) -> int:
+def retry(ledger: Ledger, states: Collection[States], now_s: int, until_s: int | None = None) -> Retried:
     """FAILED and / or UNCERTAIN -> DEFERRED, due now; how many. UNCERTAIN rows become sticky.
 
+    until_s   only rows that had concluded by then: one that failed again after it was retried is left, so that a
+              retry which a crash cut short can be done again as a whole; None: all rows
     The time after which a row is given up begins anew, with its next attempt.
     """
-    assert RETRIED.issuperset(states), "only what failed or is uncertain is retried"
-    words = ledger.words()
-    rows = rows_in(words, tuple(states))
+    rows = _retryable_rows(ledger.words(), states, until_s)
     if len(rows) == 0:
-        return 0
+        return Retried()
     ledger.distrust()
+    words = ledger.words()
     a = words[rows, 0]
-    sticky = np.where(a & STATE == States.UNCERTAIN, STICKY, 0).astype(np.uint64)
+    unsure = a & STATE == States.UNCERTAIN
     words[rows, 1] = np.uint64(now_s)
-    words[rows, 0] = (a & NO_STATE) | sticky | np.uint64(States.DEFERRED)
+    words[rows, 0] = (a & NO_STATE) | np.where(unsure, STICKY, 0).astype(np.uint64) | np.uint64(States.DEFERRED)
     ledger.settle()
-    return len(rows)
+    uncertain = int(np.count_nonzero(unsure))
+    return Retried(len(rows) - uncertain, uncertain)
+
+
+def retryable(ledger: Ledger, states: Collection[States], until_s: int | None = None) -> Retried:
+    """What `retry` would do. Of a ledger that a holder has open too: what is counted here it does not touch."""
+    words = ledger.words()
+    rows = _retryable_rows(words, states, until_s)
+    uncertain = int(np.count_nonzero(words[rows, 0] & STATE == States.UNCERTAIN))
+    return Retried(len(rows) - uncertain, uncertain)
+
+
+def _retryable_rows(words: Words, states: Collection[States], until_s: int | None) -> Rows:
+    """Rows in `states` that had concluded by `until_s`."""
+    assert RETRIED.issuperset(states), "only what failed or is uncertain is retried"
+    rows = rows_in(words, tuple(states))
+    return rows if until_s is None else rows[words[rows, 1] >> HIGH_SHIFT <= until_s]
+
+
+def suppress_idle(ledger: Ledger, rows: Rows, now_s: int) -> int:
+    """PENDING, DEFERRED -> SUPPRESSED among `rows`; how many. For what was suppressed while nobody could lease it."""
+    sources = (States.PENDING, States.DEFERRED)
+    open_rows = np.intersect1d(rows, rows_in(ledger.words(), sources))
+    return _move_durably(ledger, open_rows, States.SUPPRESSED, sources, now_s)
 
 
 def _move_durably(ledger: Ledger, rows: Rows, to: States, sources: tuple[States, ...], now_s: int) -> int:

@@ -109,6 +109,9 @@ TRANSITIONS: Final[frozenset[tuple[States, States, Writer]]] = frozenset(
         (_P, States.SUPPRESSED, _HOLDER),
         (_C, States.SUPPRESSED, _HOLDER),
         (_D, States.SUPPRESSED, _HOLDER),
+        # one that came while the campaign had ended, at its retry
+        (_P, States.SUPPRESSED, _BROKER),
+        (_D, States.SUPPRESSED, _BROKER),
         # cancel
         (_P, States.CANCELLED, _HOLDER),
         (_C, States.CANCELLED, _HOLDER),

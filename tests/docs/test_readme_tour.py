@@ -37,7 +37,7 @@ VARIES = (
     (r"[ \t]+", " "),
 )
 # How far a campaign is when one looks depends on the machine: these lines come or not.
-MAY_COME = re.compile(r"campaign \S+ is \w+: audience [\d,]+|campaign \S+: only retries remain: .*")
+MAY_COME = re.compile(r"campaign \S+ is \w+: audience [\d,]+|campaign \S+: \d+ retr(y|ies) left.*")
 
 
 def tour(page: str) -> list[tuple[str, list[str]]]:

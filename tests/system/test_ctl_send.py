@@ -81,7 +81,7 @@ def test_rows_that_cannot_be_mailed_are_accounted_for(engine: StartEngine, sink:
     wanted = {"rows": 44, "rejected": 1, "duplicates": 1, "audience": 42, "bounced": 1, "sent": 41, "attempts": 43}
     assert {name: account[name] for name in wanted} == wanted
     assert Path(account["rejects_file"]).read_text().count("\n") == 2
-    assert "only retries remain: 1" in sent.stderr
+    assert "1 retry left" in sent.stderr
 
 
 def test_another_file_of_recipients_can_be_sent_to(engine: StartEngine, sink: StartSink) -> None:

@@ -112,7 +112,7 @@ def test_a_campaign_whose_windows_are_missing_is_leased_to_nobody(scene: Scene) 
     """To go on without them would be to send without limits."""
     campaign = campaign_of(1, {1: counts(pending=1)})
     with pytest.raises(KeyError):
-        scene.pacing.gated(campaign, 0)
+        scene.pacing.gated(campaign, [0])
     with pytest.raises(KeyError):
         scene.pacing.opened(lease_of(campaign, 1, row=1))
 
@@ -121,12 +121,17 @@ def test_limits_make_a_lease_gated_and_none_make_it_free(scene: Scene) -> None:
     """The campaign's own decide here, since the relay has none."""
 
     async def body() -> None:
+        await scene.pacing.start()
         limited, free = campaign_of(1), campaign_of(2)
         await scene.pacing.adopt(limited, HOURLY)
         await scene.pacing.adopt(free, Rate.from_table({"per_second": 0}))
-        assert scene.pacing.gated(limited, 0)
-        assert not scene.pacing.gated(free, 0)
+        assert scene.pacing.gated(limited, [0])
+        assert not scene.pacing.gated(free, [0])
         assert scene.state.windows("campaign-1").exists()
+        scene.pacing.forget(limited)
+        assert scene.state.windows("campaign-1").exists()  # it may be retried
+        limited.cancelling = True
+        await scene.pacing.adopt(limited, HOURLY)
         scene.pacing.forget(limited)
         assert not scene.state.windows("campaign-1").exists()
 

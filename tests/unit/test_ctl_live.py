@@ -33,10 +33,10 @@ def test_when_only_retries_remain_it_says_how_many_and_when() -> None:
     waiting = RETRYING | {"next_attempt": "2026-11-24T10:28:55.000Z"}
     assert campaign_lines(waiting, NOW) == (
         "news  running  sent 7,934 of 20,000",
-        "deferred 30  bounced 20  only retries remain: 30, the next in 42 s",
+        "deferred 30  bounced 20  30 retries left, next at 10:28:55 UTC (in 42 s)",
     )
     due = RETRYING | {"next_attempt": "2026-11-24T10:28:13.000Z"}
-    assert campaign_lines(due, NOW)[1].endswith("only retries remain: 30, the next is due")
+    assert campaign_lines(due, NOW)[1].endswith("30 retries left, next is due now")
 
 
 def test_preparing_shows_the_progress_of_the_job_if_there_is_any() -> None:
@@ -54,7 +54,7 @@ def test_off_the_terminal_there_are_a_few_lines(capsys: pytest.CaptureFixture[st
         talk.campaign(campaign)
     assert capsys.readouterr().err.splitlines() == [
         "campaign news is running: audience 20,000",
-        "campaign news: only retries remain: 30",
+        "campaign news: 30 retries left",
     ]
 
 
@@ -78,4 +78,4 @@ def test_a_bar_is_drawn_for_every_state(monkeypatch: pytest.MonkeyPatch) -> None
         view.campaign(RETRYING)
     drawn = terminal.getvalue()
     assert "campaign news is paused: \\x1b[2J" in drawn
-    assert "only retries remain: 30" in drawn
+    assert "30 retries left" in drawn

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from shm.files.ledger import Ledger, Recovered, Row, States, pack_a, unpack_a
+from shm.files.ledger import Ledger, Recovered, Retried, Row, States, pack_a, unpack_a
+from shm.files.ledger_idle import retryable, suppress_idle
 
 INSTANCE = "ab" * 16
 BOOT = "3f0c9a52-6a5b-4a3e-9d6e-0c4f6f1f2a3b"
@@ -90,7 +92,7 @@ def test_recovering_a_ledger_at_rest_writes_nothing(ledger: Ledger, monkeypatch:
     monkeypatch.setattr(os, "fdatasync", lambda _: pytest.fail("synced"))
     assert ledger.recover(False, "resend", NOW + 9) == Recovered()
     assert ledger.give_up(NOW, 86_400) == 0
-    assert ledger.retry({F}, NOW) == 0
+    assert ledger.retry({F}, NOW) == Retried()
     assert ledger.image() == image
 
 
@@ -116,7 +118,9 @@ def test_retry_makes_failed_and_uncertain_rows_due_and_starts_their_time_anew(le
     """An UNCERTAIN row becomes sticky, a FAILED one does not; neither is given up before its next attempt."""
     ledger.recover(False, "hold", NOW)
     ledger.a[5] = pack_a(F, 4, False, 451)
-    assert ledger.retry({F, U}, NOW + 10) == 3
+    assert retryable(ledger, {F, U}) == Retried(failed=1, uncertain=2)
+    assert ledger.retry({F, U}, NOW + 10) == Retried(failed=1, uncertain=2)
+    assert ledger.summary() == ledger.count()
     assert [unpack_a(ledger.a[row]) for row in (3, 5)] == [
         Row(D, 1, True, 0, (0, 0, 0), 0),
         Row(D, 4, False, 451, (0, 0, 0), 0),
@@ -129,10 +133,29 @@ def test_retry_makes_failed_and_uncertain_rows_due_and_starts_their_time_anew(le
 def test_retry_takes_the_states_it_is_told(ledger: Ledger) -> None:
     """Only FAILED when only FAILED is asked for, and never a state that is an end."""
     ledger.recover(False, "hold", NOW)
-    assert ledger.retry({F}, NOW) == 0
-    assert ledger.retry({U}, NOW) == 2
+    assert ledger.retry({F}, NOW) == Retried()
+    assert ledger.retry({U}, NOW) == Retried(uncertain=2)
     with pytest.raises(AssertionError):
         ledger.retry({States.BOUNCED}, NOW)
+
+
+def test_retry_done_again_leaves_who_failed_again_meanwhile(ledger: Ledger) -> None:
+    """`until_s` is the second of the decision: what concluded later is another failure, and not meant."""
+    ledger.recover(False, "hold", NOW)
+    ledger.a[5], ledger.b[5] = pack_a(F, 4, False, 451), NOW + 5 << 32
+    assert retryable(ledger, {F, U}, NOW) == Retried(uncertain=2)
+    assert ledger.retry({F, U}, NOW + 9, NOW) == Retried(uncertain=2)
+    assert ledger.retry({F, U}, NOW + 9, NOW) == Retried()
+    assert ledger.retry({F, U}, NOW + 9, NOW + 5) == Retried(failed=1)
+
+
+def test_suppressing_takes_who_is_still_to_be_mailed_and_nobody_else(ledger: Ledger) -> None:
+    """PENDING and DEFERRED among the rows named; others stay as they are."""
+    ledger.recover(False, "hold", NOW)
+    assert suppress_idle(ledger, np.array([0, 3, 5, 6]), NOW + 1) == 2
+    assert states(ledger) == [States.SUPPRESSED, P, D, U, U, States.SUPPRESSED, States.SENT]
+    assert ledger.b[5] == NOW + 1 << 32
+    assert ledger.summary() == ledger.count()
 
 
 def test_give_up_fails_rows_by_their_first_attempt(ledger: Ledger) -> None:
@@ -149,6 +172,7 @@ CHANGES: dict[str, Callable[[Ledger], object]] = {
     "cancel_idle": lambda ledger: ledger.cancel_idle(NOW),
     "retry": lambda ledger: ledger.retry({U}, NOW),
     "give_up": lambda ledger: ledger.give_up(NOW, 1),
+    "suppress_idle": lambda ledger: suppress_idle(ledger, np.arange(7), NOW),
 }
 
 
