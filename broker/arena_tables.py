@@ -16,7 +16,10 @@ from shm.live.leases import LeaseTable
 from shm.live.relays import RelayTable
 from shm.live.suppressed import SuppressionLog
 
-__all__ = ["Tables", "arena_name", "make_tables", "place"]
+__all__ = ["SPARE_RELAYS", "Tables", "arena_name", "make_tables", "place"]
+
+
+SPARE_RELAYS = 32  # may be added while the engine runs
 
 
 @dataclass(slots=True)
@@ -52,16 +55,17 @@ def arena_name(start_id: str) -> str:
     return f"ecm-{start_id}"
 
 
-def make_tables(state: StateDir, machine: Machine, start_id: str, wall_ns: int, mono_ns: int) -> Tables:
+def make_tables(state: StateDir, machine: Machine, relays: int, start_id: str, wall_ns: int, mono_ns: int) -> Tables:
     """Make the arena; its name is written to STATE/run/arena before it exists, so that no crash can leak it.
 
+    relays   how many are declared now; the rows beside them are for relays that a reload adds
     Raises EcmError shm_full if there is not enough shared memory.
     """
     slots = place(machine)
     name = arena_name(start_id)
     state.arena_name.write_text(name)
     state.arena_name.chmod(0o600)
-    shape = Shape(actors=len(slots) + 1)
+    shape = Shape(actors=len(slots) + 1, relays=relays + SPARE_RELAYS)
     try:
         arena = Arena.create(name, shape, start_id, machine.boot_id or "")
     except ShmFull as error:

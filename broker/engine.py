@@ -17,9 +17,9 @@ import zmq.asyncio
 
 from broker.actors_socket import ActorsSocket
 from broker.arena_tables import Tables
+from broker.births import boot_of
 from broker.breaker import Tally
 from broker.campaigns import Campaigns
-from broker.contract.boot import Boot, process_starttime
 from broker.contract.errors import EcmError, plainly
 from broker.contract.log import log
 from broker.contract.machine import Machine
@@ -32,11 +32,14 @@ from broker.jobs import Jobs
 from broker.leases import RETURN, Leases
 from broker.pacing import Pacing
 from broker.recovery import Recovery
+from broker.relay_shares import connections_max
 from broker.relays import Relays
+from broker.reload import Reload
 from broker.rounds import Rounds
 from broker.running import Lease, Phase, Running, ShardState
 from broker.stats import stats_map, status_map
 from broker.store import campaigns as store_campaigns
+from broker.store import relays as store_relays
 from broker.store.store import Store
 from broker.supervisor import Slot, Supervisor
 from broker.suppression import Suppression
@@ -80,15 +83,23 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.sender_count = sum(slot.kind == "sender" for slot in tables.slots)
         rows = [slot.row for slot in tables.slots if slot.kind == "sender"]
-        self.relays = Relays(settings, tables.relays, tables.faults, rows)
-        self.supervisor = Supervisor(tables.slots, tables.heartbeats, self._boot, self._on_death, self._on_actor)
-        self.pacing = Pacing(state, instance, machine.boot_id or "", settings, tables.grants, self.clock, self.work)
+        self.relays = Relays(
+            settings, tables.relays, tables.faults, rows, now=time.monotonic, seen=self.seen,
+            connections_max=connections_max(machine.fds_soft), room=tables.arena.shape.relays,
+        )  # fmt: skip
+        self.supervisor = Supervisor(
+            tables.slots, tables.heartbeats, partial(boot_of, self), self._on_death, self._on_actor
+        )
+        self.pacing = Pacing(
+            state, instance, machine.boot_id or "", settings, tables.grants, self.clock, self.work, self.relays.tokens
+        )
         self._custody = Custody(state, instance, machine.boot_id or "")
         self.leases = Leases(
             tables.leases, tables.counters, self._custody, self.work, self.pacing,
             self._wake_actor, self.now_s, self._on_return, self.on_fault, tables.slots_per_actor,
         )  # fmt: skip
         self.campaigns = Campaigns(self)
+        self.reload = Reload(self)
         self._rounds = Rounds(self)
         self.recovery = Recovery(self._custody, machine.boot_id or "", self.now_s())
 
@@ -111,6 +122,7 @@ class Engine:
         for coroutine in (self.actors.listen(), *self._rounds.all()):
             self.task(coroutine)
         await self.pacing.start()
+        self.relays.take_up(await self.store_call(store_relays.known), self._wall_s())
         await self._take_up()
         self.router = Router(self, self._context)
         await self.router.start()
@@ -143,6 +155,10 @@ class Engine:
             self.task(self._stop())
         elif now:
             self.actors.tell(self._alive_names(), {"type": "drain", "now": True})
+
+    def request_reload(self) -> None:
+        """Read the settings again; what is wrong with them stands in the log. Safe to call from a signal handler."""
+        self.task(self.reload.signalled())
 
     async def _stop(self) -> None:
         for lease in self.leases.open.values():
@@ -252,23 +268,6 @@ class Engine:
 
     # actors
 
-    def _boot(self, slot: Slot) -> Boot:
-        secret = slot.kind == "sender"
-        return Boot(
-            kind=slot.kind,
-            index=slot.index,
-            row=slot.row,
-            generation=slot.generation,
-            state_dir=str(self.state.root),
-            start_id=self.start_id,
-            instance=self.instance,
-            arena_name=self.tables.arena.name,
-            broker_pid=self.pid,
-            broker_starttime=process_starttime(self.pid),
-            cpus=list(slot.cpus),
-            settings=self.settings.to_map() if secret else self.settings.to_public_map(),
-        )
-
     def _alive_names(self) -> list[str]:
         return [f"{s.kind}-{s.index}.{s.generation}" for s in self.supervisor.alive()]
 
@@ -296,7 +295,10 @@ class Engine:
         elif kind == "lease.failed":
             lease = self.leases.open.get(message.get("number", 0))
             if lease is not None:
+                self.leases.failed(lease)
                 self.on_fault(lease.campaign, str(message.get("reason")))
+        elif kind == "relays.taken":
+            self.relays.told(message.get("actor", 0), message.get("generation", 0))
         if kind == "ready" and actor.startswith("loader-"):
             self.task(self.jobs.offer_again())
 
@@ -305,7 +307,7 @@ class Engine:
             self.events.publish("actor", event, data={"kind": slot.kind, "index": slot.index, **data})
 
     def _on_death(self, slot: Slot) -> None:
-        self.tables.relays.wipe(slot.row)
+        self.relays.died(slot.row)
         for lease in self.leases.holder_died(slot.row):
             self.task(self.leases.take_back(lease, dead=True))
 
@@ -320,9 +322,13 @@ class Engine:
         campaign.fault, campaign.faulted = fault, time.monotonic() + FAULT_S
 
     def has_seen(self, lease: Lease) -> bool:
-        """Whether a holder's loop has gone round since the lease's last order, so that it obeys it by now."""
-        row = self.tables.heartbeats.row(lease.row)
-        return row is None or row.beat_ns / 1e9 > lease.ordered
+        """Whether a holder obeys the lease's last order by now."""
+        return self.seen(lease.row, lease.ordered)
+
+    def seen(self, row: int, since: float) -> bool:
+        """Whether the loop of the actor in `row` has gone round since a monotonic time."""
+        beat = self.tables.heartbeats.row(row)
+        return beat is None or beat.beat_ns / 1e9 > since
 
     # numbers
 

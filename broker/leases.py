@@ -26,6 +26,7 @@ from shm.live.leases import LeaseTable, pack_order
 __all__ = ["CANCEL", "RETURN", "RUN", "Leases", "Pacing", "Totals"]
 
 RUN, RETURN, CANCEL = 1, 2, 3
+REST_S, REST_S_MAX = 5.0, 300.0  # before a shard is leased again whose lease could not be worked; doubles
 DISK_RETRY_S = 2.0  # between tries to write what a failing disk did not take
 
 _T = TypeVar("_T")
@@ -100,9 +101,20 @@ class Leases:
         return loads
 
     async def offer(
-        self, campaign: Running, shard: ShardState, row: int, *, relay: int, gated: bool, retry: bool
+        self,
+        campaign: Running,
+        shard: ShardState,
+        row: int,
+        *,
+        relay: int,
+        gated: bool,
+        retry: bool,
+        routes: tuple[tuple[int, int], ...] = (),
     ) -> None:
-        """Lease an idle shard to the actor of `row`. Returns when the offer stands in shared memory."""
+        """Lease an idle shard to the actor of `row`. Returns when the offer stands in shared memory.
+
+        relay    the one it uses, or begins with;  routes  those of a pool, of which each slice uses one
+        """
         assert shard.phase is Phase.IDLE, "only an idle shard is the broker's to give"
         slot = next((s for s in range(self._slots) if (row, s) not in self._taken), None)
         if slot is None:
@@ -126,9 +138,22 @@ class Leases:
         action = RUN
         if campaign.cancelling or campaign.state == "paused":  # said while the ledger was being opened
             action = CANCEL if campaign.cancelling else RETURN
-        lease = Lease(number, campaign, shard, row, slot, epoch, ledger, gated, relay, retry, action, time.monotonic())
+        lease = Lease(
+            number,
+            campaign,
+            shard,
+            row,
+            slot,
+            epoch,
+            ledger,
+            gated,
+            relay,
+            retry,
+            action,
+            time.monotonic(),
+            routes=routes,
+        )
         campaign.unsettle(shard)
-        campaign.given[relay] = campaign.given.get(relay, 0) + shard.rows
         campaign.leases[number] = lease
         self.open[number] = lease
         self._pacing.opened(lease)
@@ -192,6 +217,8 @@ class Leases:
         del self.open[lease.number]
         del campaign.leases[lease.number]
         campaign.settle(shard, returned.counts)
+        if time.monotonic() >= shard.rests_until:
+            shard.failures, shard.rests_until = 0, 0.0
         shard.phase = Phase.IDLE
         campaign.busy -= 1
         campaign.file(shard)
@@ -229,6 +256,19 @@ class Leases:
     def _counted(self, lease: Lease) -> Counters | None:
         row = self._counters.read(lease.row, lease.slot)
         return row[1] if row is not None and row[0] == lease.number else None
+
+    def work(self) -> dict[int, set[int]]:
+        """Relays that the leases of each row may use."""
+        work: dict[int, set[int]] = {}
+        for lease in self.open.values():
+            work.setdefault(lease.row, set()).update(lease.relays)
+        return work
+
+    def failed(self, lease: Lease) -> None:
+        """Its holder could not work it: the shard rests before it is leased again, longer each time."""
+        shard = lease.shard
+        shard.failures += 1
+        shard.rests_until = time.monotonic() + min(REST_S * 2.0 ** (shard.failures - 1), REST_S_MAX)
 
     def of_row(self, row: int) -> list[Lease]:
         """Leases that the actor of `row` holds."""

@@ -1,11 +1,12 @@
 """Carries the rates' decisions to the senders: reads what leases want and did, publishes what the law grants.
 
 The law is `rates` and `rate_windows`; shared memory is `shm/live/grants`; this joins the two and knows neither's
-inside. It also chooses which relay of a pool a lease uses, since a lease falls under that relay's windows.
+inside. A lease on a pool gets slices for the relay whose turn it is, and falls under that relay's windows with each.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from broker.contract.limits import Rate
@@ -13,9 +14,10 @@ from broker.contract.log import log
 from broker.contract.paths import StateDir
 from broker.contract.settings import Settings
 from broker.contract.timefmt import rfc3339
-from broker.rates import Rates
-from broker.relays import Relays
+from broker.rates import Rates, Route
+from broker.relays import MANY
 from broker.running import Lease, Running
+from shm.files.durable import FileFault
 from shm.files.windows import WindowFile
 from shm.live.clock import EngineClock
 from shm.live.grants import GrantTable
@@ -37,6 +39,7 @@ class Pacing:
         grants: GrantTable,
         clock: EngineClock,
         work: Callable[[Callable[[], Any]], Awaitable[Any]],
+        may_send: Callable[[int, int], int] = lambda _row, _relay: MANY,
     ) -> None:
         self._state = state
         self._instance = instance
@@ -45,7 +48,8 @@ class Pacing:
         self._grants = grants
         self._clock = clock
         self._work = work
-        self._rates = Rates()
+        self._may_send = may_send  # (sender's row, relay) -> tokens that a pool's lease may be granted now
+        self._rates = Rates(self._tokens)
         self._relays = list(settings.relays)
         self._known: set[str] = set()
         self._leases: dict[int, Lease] = {}
@@ -53,59 +57,85 @@ class Pacing:
         self._reserve_from = 0.0  # monotonic
 
     async def start(self) -> None:
-        """Take up the windows of relays that have limits."""
+        """Take up the windows of relays."""
         for name, relay in self._settings.relays.items():
-            if relay.rate.limited:
-                await self._add(f"relay-{name}", relay.rate)
+            await self._add(f"relay-{name}", relay.rate)
+
+    async def files_for(self, settings: Settings) -> dict[str, WindowFile]:
+        """Window files of relays that get limits and had none, opened: the part of a reload that a disk may refuse.
+
+        Raises OSError, FileFault; then nothing is left open.
+        """
+        files: dict[str, WindowFile] = {}
+        try:
+            for name, relay in settings.relays.items():
+                owner = f"relay-{name}"
+                if relay.rate.limited and not (self._rates.has_owner(owner) and self._rates.lasting(owner)):
+                    files[owner] = await self._work(partial(self._open, owner))
+        except (OSError, FileFault):
+            for file in files.values():
+                file.close()
+            raise
+        return files
+
+    def apply(self, settings: Settings, names: list[str], files: dict[str, WindowFile]) -> None:
+        """Take over relays of other settings; `names` by index. What their windows have counted stays counted."""
+        now = time.monotonic_ns()
+        self._settings, self._relays = settings, names
+        for name, relay in settings.relays.items():
+            owner = f"relay-{name}"
+            if not self._rates.has_owner(owner):
+                self._known.add(owner)
+                self._rates.add_owner(owner, relay.rate, files.get(owner) or WindowFile.memory(now), now)
+                continue
+            if owner in files:
+                self._rates.rehouse(owner, files[owner])
+            self._rates.set_rate(owner, relay.rate, now)
 
     async def adopt(self, campaign: Running, rate: Rate) -> None:
         """Take up a campaign's windows: full at its launch, and where they were after a restart."""
         await self._add(f"campaign-{campaign.id}", rate)
 
-    async def _add(self, owner: str, rate: Rate) -> None:
-        def open_file() -> WindowFile:
-            return WindowFile.open(
-                self._state.windows(owner), instance=self._instance, owner=owner, boot_id=self._boot_id,
-                mono_ns=time.monotonic_ns(), wall_ns=self._clock.now_ns(),
-            )  # fmt: skip
+    def _open(self, owner: str) -> WindowFile:
+        return WindowFile.open(
+            self._state.windows(owner), instance=self._instance, owner=owner, boot_id=self._boot_id,
+            mono_ns=time.monotonic_ns(), wall_ns=self._clock.now_ns(),
+        )  # fmt: skip
 
-        file = await self._work(open_file) if rate.limited else WindowFile.memory(time.monotonic_ns())
+    async def _add(self, owner: str, rate: Rate) -> None:
+        now = time.monotonic_ns()
+        file = await self._work(partial(self._open, owner)) if rate.limited else WindowFile.memory(now)
         self._known.add(owner)
         self._rates.add_owner(owner, rate, file, time.monotonic_ns())
         if self.reserves_due:
             await self.keep_reserves()
 
     def forget(self, campaign: Running) -> None:
-        """A campaign has ended: its windows wait on the disk for a retry; a cancelled one is never retried."""
+        """A campaign has ended: its windows matter no more."""
         owner = f"campaign-{campaign.id}"
         if self._rates.has_owner(owner):
             self._rates.drop_owner(owner, time.monotonic_ns()).close()
-            if campaign.cancelling:
-                self._state.windows(owner).unlink(missing_ok=True)
+            self._state.windows(owner).unlink(missing_ok=True)
 
     def _owners(self, campaign: Running, relay: int) -> list[str]:
-        name = f"relay-{self._relays[relay]}"
         # The campaign's own windows must be there: to leave out what is missing would be to send without limits.
-        return [f"campaign-{campaign.id}", *([name] if self._rates.has_owner(name) else [])]
+        return [f"campaign-{campaign.id}", f"relay-{self._relays[relay]}"]
 
-    def gated(self, campaign: Running, relay: int) -> bool:
-        """Whether a lease of the campaign through this relay must spend grants."""
-        return self._rates.needs_grants(self._owners(campaign, relay))
-
-    def choose_relay(self, campaign: Running, row: int, relays: Relays) -> int:
-        """The relay that a new lease of the sender in `row` uses.
-
-        Of those that it may open connections to and that work, the one furthest below its weight's share of rows.
-        """
-        mine = [(i, w) for i, w in campaign.relays if i in relays.open_to(row)]
-        able = [(i, w) for i, w in mine if not relays.down([i])] or mine
-        return min(able, key=lambda item: (campaign.given.get(item[0], 0) / item[1], item[0]))[0]
+    def gated(self, campaign: Running, relays: Sequence[int]) -> bool:
+        """Whether a lease of the campaign through these relays must spend grants: a limit, or a choice of relays."""
+        limited = any(self._rates.needs_grants(self._owners(campaign, relay)) for relay in relays)
+        return limited or len(relays) > 1
 
     def opened(self, lease: Lease) -> None:
         """A lease begins; called before its offer is published."""
         self._grants.open(lease.row, lease.slot, lease.number)
-        self._rates.open_lease(lease.number, self._owners(lease.campaign, lease.relay), time.monotonic_ns())
+        owners = self._owners(lease.campaign, lease.relay)
+        routes = [Route(relay, weight, f"relay-{self._relays[relay]}") for relay, weight in lease.routes]
+        self._rates.open_lease(lease.number, owners[:1] if routes else owners, time.monotonic_ns(), routes)
         self._leases[lease.number] = lease
+
+    def _tokens(self, number: int, relay: int) -> int:
+        return self._may_send(self._leases[number].row, relay)
 
     def closed(self, lease: Lease, *, dead: bool) -> None:
         """A lease ended. What a dead holder did not spend counts as spent; what was given back does not."""
@@ -125,18 +155,19 @@ class Pacing:
     def tick(self) -> None:
         """One round: hear what became of tokens, grant new ones, publish them."""
         for lease in self._leases.values():
-            if not lease.gated:
+            if not lease.gated and not self._rates.owes(lease.number):
                 continue
             tenant, spent, returned, wanted, _ = self._grants.read(lease.row, lease.slot)
             if tenant == lease.number:
                 spent_ns = self._grants.spent_ns(lease.row, lease.slot)
                 self._rates.observe(lease.number, spent, returned, time.monotonic_ns(), spent_ns)
-                self._rates.want(lease.number, wanted)
+                self._rates.want(lease.number, wanted if lease.gated else 0)
         if not self._rates.active:
             return
         for grant in self._rates.tick(time.monotonic_ns()):
             lease = self._leases[grant.lease]
-            slice_ = (grant.n, grant.first_ns, grant.step_ns, grant.gap_ns, lease.relay)
+            relay = lease.relay if grant.relay < 0 else grant.relay
+            slice_ = (grant.n, grant.first_ns, grant.step_ns, grant.gap_ns, relay)
             if not self._grants.push(lease.row, lease.slot, *slice_):
                 self._rates.withdraw(grant.lease, grant.n, time.monotonic_ns())
 

@@ -20,16 +20,18 @@ from typing import TYPE_CHECKING, Any
 from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError, plainly
 from broker.contract.log import log
+from broker.contract.paths import StateDir
 from broker.contract.timefmt import rfc3339
-from broker.running import ACTIVE
+from broker.running import ACTIVE, Origin
 from broker.store import campaigns as store_campaigns
+from shm.files import bundle as bundle_file
 from shm.files.durable import FileFault
 
 if TYPE_CHECKING:
     from broker.campaigns import Campaigns
     from broker.engine import Engine
 
-__all__ = ["Preparing"]
+__all__ = ["Preparing", "origin_of"]
 
 START_S = 10.0  # how long a start, or a request, waits for campaigns that are being taken up
 AGAIN_S = 5.0  # between tries to take up a campaign whose files a disk does not give
@@ -163,6 +165,12 @@ class Preparing:
 
     def _now_text(self) -> str | None:
         return rfc3339(self._engine.clock.now_ns() / 1e9)
+
+
+def origin_of(state: StateDir, instance: str, number: int, spec: CampaignSpec) -> Origin:
+    """What a campaign was launched with. Reads its bundle: for the files thread. Raises OSError, FileFault."""
+    bundle = bundle_file.read(state.bundle(number), instance=instance, campaign=number)
+    return Origin(spec.relay, spec.from_address, tuple(name for name, _ in bundle.relays))
 
 
 def _facts(result: dict[str, Any]) -> dict[str, Any]:

@@ -1,37 +1,43 @@
-"""The relays as the broker sees them: which a campaign may use, how many connections a sender may open, how they are.
+"""The relays as the broker knows them: which are declared, which a campaign may use, how they stand.
 
-Relays are declared in ecm.toml alone. A campaign names one relay or a pool; `of` says which relays that is. The
-connections a relay allows are shared out among the senders, so that together they never exceed it.
+Relays are declared in ecm.toml alone, which `ctl reload` reads again. A campaign names one relay or a pool; `of` says
+which relays that is. What senders see of them is gathered in `relay_watch`, judged in `relay_health`.
+
+Invariants
+- The index of a relay never changes while the engine runs. A removed relay keeps its own, without connections, and
+  gets it back when it is declared again; new ones come behind.
 """
 
 import asyncio
-import json
-import sys
-import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from broker.contract.campaign import CampaignSpec
+from broker import relay_check
 from broker.contract.errors import EcmError
-from broker.contract.log import log
 from broker.contract.settings import Relay, Settings
+from broker.relay_health import Cause
+from broker.relay_watch import News, RelayWatch, Watched
+from broker.running import Origin
+from broker.store.relays import Learnt
 from shm.live.faults import FaultTable
 from shm.live.relays import RelayState, RelayTable
 
-__all__ = ["RelayView", "Relays", "allowances"]
+__all__ = ["MANY", "Change", "RelayView", "Relays", "Why"]
 
-CHECK_S_MAX = 20.0  # connect, greeting, EHLO, TLS and AUTH of a slow relay
-PROBE_S = 20.0  # longer than the longest pause a sender makes between two tries
-DOWN_S = 2.0  # no connection and only failures for this long: campaigns on it wait
+MANY = 1 << 30  # tokens: no limit
+PROBE_TOKENS = 1  # of a pool's campaign, for a relay that is being probed
+STATES = {RelayState.UP: "up", RelayState.TRIPPED: "tripped", RelayState.PROBING: "probing"}
+GONE_HINT = "declare it in ecm.toml and run `ctl reload`, or cancel the campaign; sending goes on by itself"
 
 
-def allowances(connections: int, senders: int) -> list[int]:
-    """Shares of a relay's `connections` for each sender, the first ones one more; their sum is `connections`.
+class Sends(Protocol):
+    """Of a campaign, what decides which relays it may use."""
 
-    With fewer connections than senders the last senders have none, and get no lease that needs this relay.
-    """
-    each, more = divmod(connections, senders)
-    return [each + (index < more) for index in range(senders)]
+    @property
+    def relay(self) -> str: ...
+    @property
+    def from_address(self) -> str: ...
 
 
 @dataclass(slots=True)
@@ -46,37 +52,57 @@ class RelayView:
     reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why nothing can be sent, as a campaign's reason has it."""
+
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a reload did to relays, by name."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+
+
 class Relays:
-    """All relays of the settings. The index of a relay in the arena's table is its place in the settings."""
+    """All relays of one start. `now`: a monotonic clock in seconds."""
 
-    def __init__(self, settings: Settings, table: RelayTable, faults: FaultTable, sender_rows: list[int]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        table: RelayTable,
+        faults: FaultTable,
+        sender_rows: list[int],
+        *,
+        now: Callable[[], float],
+        seen: Callable[[int, float], bool] = lambda _row, _since: True,
+        connections_max: int = MANY,
+        room: int = MANY,
+    ) -> None:
         self._settings = settings
-        self._table = table
-        self._faults = faults
+        self._now = now
+        self._room = room
         self._rows = sender_rows
-        self.names = list(settings.relays)
-        self._alone_since: dict[int, float] = {}  # relay -> monotonic time since when it only fails
-        self._failures: dict[int, int] = {}
-        self._failed_at: dict[int, float] = {}
-        self._down: dict[int, str] = {}
-        self._publish()
+        self.watched = RelayWatch(table, faults, sender_rows, connections_max, seen)
+        self.generation = 1
+        self._taken = dict.fromkeys(sender_rows, 1)  # row -> generation of the settings that its sender has
+        for relay in settings.relays.values():
+            self.watched.declare(relay, now())
+        for row in sender_rows:
+            self.watched.born(row)
+        self.share({})
 
-    def _publish(self) -> None:
-        self._open_to: dict[int, frozenset[int]] = {}
-        for index, name in enumerate(self.names):
-            shares = allowances(self._settings.relays[name].connections, len(self._rows))
-            for row, share in zip(self._rows, shares, strict=True):
-                self._table.allow(row, index, share, RelayState.UP, 0)
-                if share:
-                    self._open_to[row] = self.open_to(row) | {index}
-
-    def open_to(self, row: int) -> frozenset[int]:
-        """Relays that the sender in `row` may open connections to; it can do nothing with a lease of any other."""
-        return self._open_to.get(row, frozenset())
+    # declared
 
     def index(self, name: str) -> int:
         """Place of a relay in the arena's table."""
-        return self.names.index(name)
+        return next(w.index for w in self.watched.relays if w.relay.name == name)
 
     def relay(self, name: str) -> Relay:
         """Settings of one relay. Raises EcmError unknown_relay."""
@@ -85,19 +111,185 @@ class Relays:
             raise EcmError("unknown_relay", f"`{name}` is a pool, not a relay", field="relay")
         return self._settings.relays[name]
 
-    def of(self, spec: CampaignSpec) -> list[tuple[str, int]]:
+    @property
+    def names(self) -> list[str]:
+        """Every relay of this start by index, removed ones too."""
+        return [watched.relay.name for watched in self.watched.relays]
+
+    def of(self, spec: Sends) -> list[tuple[str, int]]:
         """(relay, weight) of a campaign's relay or pool. Raises EcmError unknown_relay, from_not_allowed."""
         relays = list(self._settings.weights(spec.relay).items())
         for name, _ in relays:
-            relay = self._settings.relays[name]
-            if not relay.allows_from(spec.from_address):
+            declared = self._settings.relays[name]
+            if not declared.allows_from(spec.from_address):
                 raise EcmError(
                     "from_not_allowed",
-                    f"relay `{name}` sends for {', '.join(relay.from_domains)} only, not for: {spec.from_address}",
+                    f"relay `{name}` sends for {', '.join(declared.from_domains)} only, not for: {spec.from_address}",
                     field="from",
                     hint="choose another relay, or add the domain to its `from_domains`",
                 )
         return relays
+
+    def routes(self, origin: Origin) -> tuple[list[tuple[int, int]], tuple[str, str, str] | None]:
+        """[(index, weight)] of a campaign under way, and (code, message, hint) of why it has none.
+
+        Of a pool only what the campaign was launched with: what joins later is for later campaigns.
+        """
+        try:
+            found = self.of(origin)
+        except EcmError as error:
+            hint = GONE_HINT if error.code == "unknown_relay" else "mend ecm.toml and run `ctl reload`, or cancel it"
+            return [], (error.code, error.message, hint)
+        mine = [(self.index(name), weight) for name, weight in found if name in origin.launched_with]
+        if mine:
+            return mine, None
+        left = ", ".join(origin.launched_with)
+        text = f"no relay of `{origin.relay}` that the campaign was launched with is left: {left}"
+        return [], ("unknown_relay", text, GONE_HINT)
+
+    def maps(self) -> dict[str, Any]:
+        """Settings of all relays in the order of their places, removed ones too: what senders are told."""
+        now = self._now()
+        maps = {}
+        for watched in self.watched.relays:
+            values = watched.relay.to_map()
+            if watched.close_count and now < watched.close_until:
+                limit = values["messages_per_connection"]
+                values["messages_per_connection"] = min(limit or watched.close_count, watched.close_count)
+            maps[watched.relay.name] = values
+        return maps
+
+    def apply(self, settings: Settings) -> Change:
+        """Take over other settings. Raises EcmError if there are more new relays than the arena has places for."""
+        by_name = {watched.relay.name: watched for watched in self.watched.relays}
+        new = [name for name in settings.relays if name not in by_name]
+        if len(by_name) + len(new) > self._room:
+            raise EcmError(
+                "settings_invalid",
+                f"more relays since the start than there is room for: {len(by_name) + len(new)} of {self._room}",
+                field=f"relay.{new[-1]}",
+                hint="`ctl stop` and `ctl start` make room",
+            )
+        added: list[str] = []
+        changed: list[str] = []
+        for name, relay in settings.relays.items():
+            watched = by_name.get(name)
+            if watched is None:
+                self.watched.declare(relay, self._now())
+                added.append(name)
+            elif watched.removed or watched.relay != relay:
+                (added if watched.removed else changed).append(name)
+                self._replace(watched, relay)
+        removed = [w for name, w in by_name.items() if name not in settings.relays and not w.removed]
+        for watched in removed:
+            watched.removed = True
+        self._settings = settings
+        self.generation += bool(added or changed or removed)
+        return Change(added, changed, [watched.relay.name for watched in removed])
+
+    def _replace(self, watched: Watched, relay: Relay) -> None:
+        old, watched.relay, watched.removed = watched.relay, relay, False
+        # Another server, or other credentials: what was held against the old ones is not the new ones' past.
+        if (old.host, old.port, old.tls, old.username, old.password) != (
+            relay.host, relay.port, relay.tls, relay.username, relay.password,
+        ):  # fmt: skip
+            self.watched.forget(watched, self._now())
+
+    # told
+
+    def born(self, row: int) -> None:
+        """The sender in `row` starts with `maps` as they are now."""
+        self._taken[row] = self.generation
+        self.watched.born(row)
+
+    def died(self, row: int) -> None:
+        """The sender in `row` is dead."""
+        self.watched.died(row)
+
+    def told(self, row: int, generation: int) -> None:
+        """The sender in `row` says that it has taken over the settings of a generation."""
+        if generation == self.generation and row in self._taken:
+            self.born(row)
+
+    def deaf(self) -> set[int]:
+        """Rows of senders that have not taken over the settings as they are now."""
+        return {row for row, taken in self._taken.items() if taken < self.generation}
+
+    # standing
+
+    def look(self, alive: Collection[int]) -> list[News]:
+        """Take in what senders say. `alive`: rows of senders that may be given leases."""
+        return self.watched.look(self._now(), alive)
+
+    def share(self, work: Mapping[int, Collection[int]]) -> None:
+        """Share connections out among senders: `work`: row -> relays that its leases may use."""
+        self.watched.share(self._now(), work)
+
+    def knows(self, row: int, index: int) -> bool:
+        """Whether the sender in `row` has been told of a relay."""
+        return self.watched.known.get(row, 0) > index
+
+    def open_to(self, row: int) -> frozenset[int]:
+        """Relays that the sender in `row` may open connections to; it can do nothing with a lease of any other."""
+        mine = (w for w in self.watched.relays if self.knows(row, w.index) and not w.removed and w.may_join(row))
+        return frozenset(watched.index for watched in mine)
+
+    def tokens(self, row: int, index: int) -> int:
+        """Messages that a lease of a pool at this sender may be granted for a relay now."""
+        watched = self.watched.relays[index]
+        if watched.removed or not watched.may_join(row):
+            return 0
+        return PROBE_TOKENS if watched.down else MANY
+
+    def why_down(self, indexes: Collection[int]) -> Why | None:
+        """Why none of these relays works; None if one does."""
+        relays = [self.watched.relays[index] for index in indexes]
+        if not relays or not all(watched.down for watched in relays):
+            return None
+        watched = max(relays, key=lambda w: w.health.since)
+        left_s = max(0, round(watched.health.until - self._now()))
+        if watched.health.cause is Cause.BLAMES:
+            again = f"it is tried again within {left_s} s" if left_s else "it is being tried again"
+            return Why(
+                "relay_refused", watched.reason or "", f"mend what it says; {again}, and sending goes on by itself"
+            )
+        hint = "`ctl relay check` shows what it says; sending goes on when it answers"
+        return Why("relay_unreachable", watched.reason or "", hint)
+
+    def down(self, indexes: Collection[int]) -> str | None:
+        """Why none of these relays works, in the words of one; None if one does."""
+        why = self.why_down(indexes)
+        return None if why is None else why.message
+
+    def views(self) -> list[RelayView]:
+        """Each declared relay over all senders."""
+        return [self._view(watched) for watched in self.watched.relays if not watched.removed]
+
+    def _view(self, watched: Watched) -> RelayView:
+        connections = sum(use.connections for use in watched.used.values())
+        state = STATES[watched.health.state]
+        return RelayView(
+            watched.relay.name, connections, watched.relay.connections, watched.mode, state, watched.reason
+        )
+
+    # kept
+
+    def take_up(self, learnt: Collection[Learnt], engine_s: float) -> None:
+        """Take up what an earlier start learnt. `engine_s`: engine time now; what is over by then is forgotten."""
+        for each in learnt:
+            watched = next((w for w in self.watched.relays if w.relay.name == each.name), None)
+            if watched is not None and (watched.relay.host, watched.relay.port) == (each.host, each.port):
+                self.watched.restore(watched, each, self._now() - engine_s)
+
+    def learnt(self, engine_s: float) -> list[Learnt]:
+        """What was learnt since this was asked last, to be kept."""
+        ahead = engine_s - self._now()
+        changed = [watched for watched in self.watched.relays if watched.changed]
+        for watched in changed:
+            watched.changed = False
+        return [self.watched.learnt(watched, ahead) for watched in changed]
+
+    # spoken with
 
     async def reachable(self, relays: list[tuple[str, int]]) -> None:
         """Speak with the relays of a campaign before its launch. Raises what the last one said if none answers."""
@@ -107,83 +299,5 @@ class Relays:
             raise EcmError.from_map(failures[-1])
 
     async def check(self, name: str) -> dict[str, Any]:
-        """What a relay offers: connect, EHLO, STARTTLS, AUTH, in a process of its own (it may hang)."""
-        try:
-            return {"name": name, **await self._check(self.relay(name))}
-        except TimeoutError:
-            error = self._silent(name)
-        except (OSError, ValueError) as fault:  # no process to be had, or one that died without a word
-            error = EcmError("internal", f"relay `{name}` could not be checked: {fault}")
-        return {"ok": False, "name": name, "error": error.to_map()}
-
-    async def _check(self, relay: Relay) -> dict[str, Any]:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "actors.smtp.check",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            settings = json.dumps(relay.to_map()).encode()
-            out, _ = await asyncio.wait_for(process.communicate(settings), CHECK_S_MAX)
-            result: dict[str, Any] = json.loads(out)
-            return result
-        finally:
-            if process.returncode is None:  # too late, or nobody waits for it any more
-                process.kill()
-
-    def _silent(self, name: str) -> EcmError:
-        relay = self.relay(name)
-        return EcmError("relay_unreachable", f"relay `{name}` ({relay.host}:{relay.port}) gave no answer in 20 s")
-
-    def views(self) -> list[RelayView]:
-        """Each relay over all senders."""
-        return [self._view(index, name) for index, name in enumerate(self.names)]
-
-    def _view(self, index: int, name: str) -> RelayView:
-        rows = [self._table.use(row, index) for row in self._rows]
-        modes = [row.mode for row in rows if row.mode]
-        down = self._down.get(index)
-        mode = {0: None, 1: "lockstep", 2: "pipelining", 3: "bdat"}[max(modes, default=0)]
-        return RelayView(
-            name,
-            sum(row.connections for row in rows),
-            self._settings.relays[name].connections,
-            mode,
-            "up" if down is None else "tripped",
-            down,
-        )
-
-    def watch(self) -> None:
-        """Look who fails: a relay without a connection whose failures grow for `DOWN_S` is down, until one opens.
-
-        One that nobody has tried for `PROBE_S` is no longer called down, so that the next lease tries it: while
-        another relay of its pool works, nobody else would.
-        """
-        now = time.monotonic()
-        for index, name in enumerate(self.names):
-            rows = [self._table.use(row, index) for row in self._rows]
-            failures = sum(row.failures for row in rows)
-            if sum(row.connections for row in rows):
-                self._alone_since.pop(index, None)
-                if self._down.pop(index, None) is not None:
-                    log.info("relay recovered", relay=name)
-            elif failures > self._failures.get(index, 0):
-                since = self._alone_since.setdefault(index, now)
-                self._failed_at[index] = now
-                if now - since >= DOWN_S and index not in self._down:
-                    self._down[index] = self._last_fault(name)
-                    log.error("relay down", relay=name, reason=self._down[index])
-            elif index in self._down and now - self._failed_at[index] > PROBE_S:
-                del self._down[index], self._alone_since[index]
-            self._failures[index] = failures
-
-    def _last_fault(self, name: str) -> str:
-        relay = self._settings.relays[name]
-        texts = [f for f in self._faults.read() if name in f.text]
-        if texts:
-            return max(texts, key=lambda f: f.last_ns).text
-        return f"relay `{name}` ({relay.host}:{relay.port}) cannot be reached"
-
-    def down(self, indexes: list[int]) -> str | None:
-        """Why none of these relays works; None if one does."""
-        reasons = [self._down.get(index) for index in indexes]
-        return None if not reasons or None in reasons else reasons[-1]
+        """What a relay offers. Raises EcmError unknown_relay."""
+        return await relay_check.check(self.relay(name))

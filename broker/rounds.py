@@ -2,7 +2,7 @@
 
 - leases and grants: every 5 ms while a lease is paced, every 20 ms while one is out
 - handing out shards: when something changed, and every 50 ms while a campaign runs
-- supervisor: every 100 ms; relays and waiting campaigns: every 500 ms; rates: every 250 ms; clock: every second
+- supervisor, shares of connections: every 100 ms; relays, waiting campaigns, rates: every 250 ms; clock: every second
 With nothing to send, only the slow ones run: an idle broker costs next to nothing.
 """
 
@@ -10,15 +10,17 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from broker.account import rate_of
 from broker.breaker import judge
 from broker.contract.timefmt import rfc3339
-from broker.giveup import give_up, look_s
 from broker.leases import RETURN, RUN
-from broker.running import SENDING, Phase, Running
-from broker.scheduler import SenderLoad, plan
+from broker.relay_news import keep_learnt, tell
+from broker.running import SENDING, Phase, Running, ShardState
+from broker.scheduler import Offer, SenderLoad, plan
+from shm.files.ledger import Ledger
 
 if TYPE_CHECKING:
     from broker.engine import Engine
@@ -29,8 +31,10 @@ PACED_S = 0.005
 LEASED_S = 0.02
 IDLE_S = 0.25
 SUPERVISE_S = 0.1
-RELAYS_S = 0.5
+RELAYS_S = 0.25
+SHARE_S = 0.1
 SAMPLE_S = 0.25
+GIVE_UP_S = 30.0
 
 
 class Rounds:
@@ -48,6 +52,7 @@ class Rounds:
             self._every(SUPERVISE_S, self._supervise),
             self._every(SAMPLE_S, self._sample),
             self._every(RELAYS_S, self._relays),
+            self._every(SHARE_S, self._share),
             self._keep_clock(),
             self._give_up(),
         ]
@@ -87,22 +92,40 @@ class Rounds:
                 SenderLoad(slot.row, slots, engine.leases.load(slot.row), engine.relays.open_to(slot.row))
                 for slot in engine.supervisor.senders()
             ]
+            for campaign in sending:
+                campaign.wake_rested(time.monotonic())
             able = [c for c in sending if self._may_lease(c)]
             for offer in plan(able, senders, engine.now_s(), engine.settings.retry.share):
                 shard = offer.campaign.shards[offer.shard]
                 if engine.stopping or offer.campaign.state not in SENDING or shard.phase is not Phase.IDLE:
                     offer.campaign.file(shard)
                     continue
-                relay = engine.pacing.choose_relay(offer.campaign, offer.row, engine.relays)
-                await engine.leases.offer(
-                    offer.campaign, shard, offer.row, relay=relay, gated=engine.pacing.gated(offer.campaign, relay),
-                    retry=offer.retry,
-                )  # fmt: skip
+                await self._offer(offer, shard)
+
+    async def _offer(self, offer: Offer, shard: ShardState) -> None:
+        """Lease a shard as planned, unless what was offered just before took the last connection to its relay."""
+        engine, campaign, row = self._engine, offer.campaign, offer.row
+        routes = tuple(route for route in campaign.relays if engine.relays.knows(row, route[0]))
+        usable = [index for index, _ in routes if index in engine.relays.open_to(row)]
+        if not usable:
+            campaign.file(shard)
+            return
+        gated = engine.pacing.gated(campaign, [index for index, _ in routes])
+        relay = next((index for index in usable if engine.relays.down([index]) is None), usable[0])
+        await engine.leases.offer(
+            campaign, shard, row, relay=relay, gated=gated, retry=offer.retry,
+            routes=routes if len(routes) > 1 else (),
+        )  # fmt: skip
+        self._share()
+
+    def _share(self) -> None:
+        """Share connections out among the senders that have work for them."""
+        self._engine.relays.share(self._engine.leases.work())
 
     def _may_lease(self, campaign: Running) -> bool:
-        """Whether it may be handed shards. Also one whose relays are down, if it has none out: senders try relays."""
+        """Whether it may be handed shards; also one whose relays are down and that has none out: it probes them."""
         cause = self._cause(campaign)
-        return cause is None or (cause[0] == "relay_unreachable" and not campaign.leases)
+        return cause is None or (cause[0] in ("relay_unreachable", "relay_refused") and not campaign.leases)
 
     def _supervise(self) -> None:
         self._engine.supervisor.step()
@@ -121,7 +144,9 @@ class Rounds:
     def _relays(self) -> None:
         """Campaigns that cannot send wait, and say why; they go on by themselves when the cause is gone."""
         engine = self._engine
-        engine.relays.watch()
+        tell(engine, engine.relays.look([slot.row for slot in engine.supervisor.senders()]))
+        if learnt := engine.relays.learnt(engine.clock.now_ns() / 1e9):
+            engine.task(keep_learnt(engine, learnt))
         for campaign in engine.campaigns.running.values():
             self._move_on(campaign)
             cause = self._cause(campaign)
@@ -136,13 +161,20 @@ class Rounds:
                 engine.task(engine.campaigns.waiting(campaign, reason))
 
     def _move_on(self, campaign: Running) -> None:
-        """Call back leases whose relay is down while another of the campaign's works: they go on through that one."""
-        relays = self._engine.relays
-        if relays.down(_relays(campaign)) is not None:
-            return
-        for lease in campaign.leases.values():
-            if lease.action == RUN and relays.down([lease.relay]) is not None:
+        """Call back leases that can use none of the campaign's relays where they are, or one that is not its any more.
+
+        A lease on a pool goes on; it gets slices for the relays that work, and opens connections to one of these.
+        """
+        relays, mine = self._engine.relays, set(_relays(campaign))
+        for lease in list(campaign.leases.values()):
+            if lease.action != RUN:
+                continue
+            usable = relays.open_to(lease.row).intersection(lease.relays)
+            if not usable or not mine.issuperset(lease.relays):
                 self._engine.leases.order(lease, RETURN)
+            elif lease.relay not in usable:
+                lease.relay = min(usable, key=lambda index: (relays.down([index]) is not None, index))
+                self._engine.leases.order(lease, RUN)
 
     def _cause(self, campaign: Running) -> tuple[str, str, str] | None:
         """(code, message, hint) of what keeps a campaign from sending."""
@@ -150,18 +182,19 @@ class Rounds:
             return "disk", campaign.fault, "free or mend the disk; sending goes on by itself"
         if campaign.barred is not None:
             return campaign.barred
-        down = self._engine.relays.down(_relays(campaign))
-        if down is not None:
-            return "relay_unreachable", down, "`ctl relay check` shows what it says; sending goes on when it answers"
-        return None
+        down = self._engine.relays.why_down(_relays(campaign))
+        return None if down is None else (down.code, down.message, down.hint)
 
     async def _give_up(self) -> None:
-        """Give up recipients whose time is over, whatever the campaign's state."""
+        """Give up recipients whose time is over in shards that nobody holds, whatever the campaign's state."""
         engine = self._engine
         while True:
-            await asyncio.sleep(look_s(list(engine.campaigns.running.values())))
+            await asyncio.sleep(GIVE_UP_S)
             for campaign in list(engine.campaigns.running.values()):
-                await give_up(engine, campaign)
+                idle = [s for s in campaign.shards.values() if s.phase is Phase.IDLE and s.counts.deferred]
+                now, give_up_s = engine.now_s(), campaign.give_up_s
+                old = [s for s in idle if now - s.counts.first_attempt_ns // 10**9 >= give_up_s]
+                await engine.work_on_idle(campaign, old, partial(_give_up, now_s=now, give_up_s=give_up_s))
                 await engine.campaigns.conclude_if_done(campaign)
 
     def rates_now(self) -> tuple[float, float]:
@@ -174,3 +207,7 @@ class Rounds:
 
 def _relays(campaign: Running) -> list[int]:
     return [index for index, _ in campaign.relays]
+
+
+def _give_up(ledger: Ledger, now_s: int, give_up_s: int) -> int:
+    return ledger.give_up(now_s, give_up_s)

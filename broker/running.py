@@ -20,7 +20,7 @@ from broker.contract.campaign import Breaker
 from shm.files.ledger import Counts, Ledger, Policy, States
 from shm.files.ledger_states import earliest
 
-__all__ = ["ACTIVE", "SENDING", "Lease", "Phase", "Running", "ShardState"]
+__all__ = ["ACTIVE", "SENDING", "Lease", "Origin", "Phase", "Running", "ShardState"]
 
 SENDING = ("running", "waiting")  # states in which shards are handed out, as soon as nothing is in the way
 ACTIVE = (*SENDING, "paused")
@@ -34,6 +34,15 @@ class Phase(Enum):
     LEASED = "leased"
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a campaign was launched with that settings may take away: its relay or pool, its sender, its relays."""
+
+    relay: str
+    from_address: str
+    launched_with: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class ShardState:
     """One shard: its place in the campaign and what its rows came to when they were last counted."""
@@ -44,6 +53,8 @@ class ShardState:
     counts: Counts
     phase: Phase = Phase.IDLE
     deaths: int = 0  # holders that died since the last progress: the second makes the shard a suspect (poison)
+    failures: int = 0  # leases of it in a row that could not be worked
+    rests_until: float = 0.0  # monotonic; 0 = it may be leased at once
 
     @property
     def fresh(self) -> bool:
@@ -73,6 +84,12 @@ class Lease:
     action: int
     since: float  # monotonic
     ordered: float = 0.0  # monotonic time of the last RETURN or CANCEL
+    routes: tuple[tuple[int, int], ...] = ()  # (relay, weight) that its slices may go through; () = `relay` alone
+
+    @property
+    def relays(self) -> tuple[int, ...]:
+        """Every relay that it may use."""
+        return tuple(index for index, _ in self.routes) or (self.relay,)
 
 
 @dataclass(slots=True)
@@ -106,22 +123,30 @@ class Running:
     judged: Tally = field(default_factory=Tally)  # where the breaker began to judge
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=24))
     busy: int = 0  # shards a worker thread is at
-    held: set[int] = field(default_factory=set)  # shards that nobody may lease until the broker has changed them
     cancelling: bool = False
     faulted: float = 0.0  # monotonic time until which a failing disk keeps it waiting; 0 = none does
     fault: str = ""  # what the disk said
     ended: bool = False  # its final account is written
-    given: dict[int, int] = field(default_factory=dict)  # relay -> rows of the leases it was given
+    resting: list[tuple[float, int]] = field(default_factory=list)  # heap of (monotonic, shard) after a failed lease
+    origin: Origin | None = None
     passed: float = 0.0  # virtual time of the fair share: attempts / weight
 
     def file(self, shard: ShardState) -> None:
         """Put an idle shard where the scheduler will find it again: fresh, later, or nowhere."""
-        if shard.number in self.held:
-            return
-        if shard.fresh:
+        if shard.rests_until:
+            heapq.heappush(self.resting, (shard.rests_until, shard.number))
+        elif shard.fresh:
             self.fresh.append(shard.number)
         elif shard.counts.deferred:
             heapq.heappush(self.later, (shard.counts.next_attempt_s, shard.number))
+
+    def wake_rested(self, now: float) -> None:
+        """File shards again that have rested long enough after a lease that could not be worked."""
+        while self.resting and self.resting[0][0] <= now:
+            shard = self.shards[heapq.heappop(self.resting)[1]]
+            if shard.rests_until <= now:
+                shard.rests_until = 0.0
+                self.file(shard)
 
     def settle(self, shard: ShardState, counts: Counts) -> None:
         """A shard came back: its counts join the settled ones."""
@@ -167,7 +192,8 @@ class Running:
             heapq.heappop(self.later)
 
     def _idle(self, number: int) -> bool:
-        return self.shards[number].phase is Phase.IDLE and number not in self.held
+        shard = self.shards[number]
+        return shard.phase is Phase.IDLE and not shard.rests_until
 
     def _retries(self, due_s: int, number: int) -> bool:
         counts = self.shards[number].counts
@@ -175,8 +201,8 @@ class Running:
 
     @property
     def quiet(self) -> bool:
-        """Whether no shard is leased, being worked at, or about to be."""
-        return not self.leases and not self.busy and not self.held
+        """Whether no shard is leased or being worked at."""
+        return not self.leases and not self.busy
 
     @property
     def concluded(self) -> bool:

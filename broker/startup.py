@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -59,7 +60,7 @@ def serve(root: Path, config: Path | None, report: Report) -> None:
         start_id = secrets.token_hex(6)
         tables: Tables | None = None
         try:
-            tables = make_tables(state, machine, start_id, _wall_ns(state), time.monotonic_ns())
+            tables = make_tables(state, machine, len(settings.relays), start_id, _wall_ns(state), time.monotonic_ns())
             _note_start(state, start_id)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_live(state, settings, machine, tables, start_id, report))
@@ -87,8 +88,11 @@ async def _live(
 
     engine = Engine(state, settings, machine, tables, _instance(state), start_id)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: engine.request_stop(now=engine.stopping))
+    # From a terminal it says that the terminal has gone; to a service it means what it means to every service.
+    hang_up = partial(engine.request_stop, now=False) if _on_terminal() else engine.request_reload
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         engine.spawn()
         await engine.start()
@@ -100,6 +104,10 @@ async def _live(
         await engine.run()
     finally:
         await engine.close()
+
+
+def _on_terminal() -> bool:
+    return any(os.isatty(descriptor) for descriptor in (0, 2))
 
 
 def _make_directories(state: StateDir) -> None:

@@ -25,6 +25,7 @@ from actors.runtime import Context, Message
 from actors.sender.alarm import Alarm
 from actors.sender.commit import GroupCommit, Traces
 from actors.sender.handover import Handover, LeaseFault, close_lease
+from actors.sender.lanes import Lanes
 from actors.sender.lease import Lease, Offer
 from actors.sender.pace import Gap
 from actors.sender.relays import Pool
@@ -54,6 +55,7 @@ class Sender:
         self._loop = asyncio.get_running_loop()
         settings = ctx.boot.settings
         self._row = ctx.boot.row
+        self._retry_share = settings["retry"]["share"]
         self._table = LeaseTable(ctx.arena)
         self._suppression = SuppressionReader(ctx.arena)
         self._files = ThreadPoolExecutor(1, "files")
@@ -81,7 +83,6 @@ class Sender:
         ctx = self._ctx
         walk = Walk(
             self._row,
-            table=self._table,
             grant_table=GrantTable(ctx.arena),
             suppression=self._suppression,
             clock=ctx.clock,
@@ -96,7 +97,9 @@ class Sender:
 
     def _add_pool(self, relay: Endpoint) -> None:
         walk = self._walk
-        walk.pools.append(Pool(len(walk.pools), relay, self._row, self._relay_table, walk, self._ctx.fault))
+        pool = Pool(len(walk.pools), relay, self._row, self._relay_table, walk, self._ctx.fault)
+        pool.lanes = Lanes(self._retry_share)
+        walk.pools.append(pool)
 
     def on_message(self, message: Message) -> None:
         """`leases`: look at the table; `relays`: the settings were read again."""
@@ -105,6 +108,7 @@ class Sender:
                 self._soon()
             case "relays":
                 self._reload(message["relays"])
+                self._ctx.send({"type": "relays.taken", "generation": message.get("generation", 0)})
             case other:
                 self._ctx.log.warning("unknown message was ignored", type=other)
 
@@ -198,12 +202,13 @@ class Sender:
             self._reorder(lease)
         if lease.stopping and not lease.stopped:
             self._stop(lease)
+        lease.give_up(self._ctx.clock.now_s())
         if lease.claimed and not self._usable(lease):
             self._walk.deactivate(lease)
             lease.unclaim()
         elif lease.exhausted(self._ctx.clock.now_s()):
             self._close(lease)
-        elif not lease.claimed and lease.cursor < len(lease.due):
+        elif not lease.claimed and lease.left:
             self._commit.urgent = True
 
     def _reorder(self, lease: Lease) -> None:
@@ -213,7 +218,7 @@ class Sender:
         lease.obey(self._table.order(self._row, lease.offer.slot))
         lease.stopped = False
         if was_gated and not lease.gated:
-            self._walk.return_grants(lease)
+            self._walk.gate.give_back(lease)
         if lease.stopping:
             self._stop(lease)
         elif self._walk.activate(lease) is not None:
@@ -223,7 +228,7 @@ class Sender:
         """Nothing more of it may leave: rows go back to what they were, or are cancelled."""
         lease.stopped = True
         self._walk.deactivate(lease)
-        self._walk.return_grants(lease)
+        self._walk.gate.give_back(lease)
         lease.unclaim()
         if lease.cancelled:
             lease.cancel(self._ctx.clock.now_s())
@@ -232,7 +237,7 @@ class Sender:
     def _close(self, lease: Lease) -> None:
         lease.closing = True
         self._walk.deactivate(lease)
-        self._walk.return_grants(lease)
+        self._walk.gate.give_back(lease)
         traces = [] if self._traces is None else self._traces.take()  # whoever hears of the end may look at them
         future = self._loop.run_in_executor(self._disk, close_lease, lease, self._ctx.clock, traces)
         future.add_done_callback(lambda done: self._closed(lease, done.result()))
@@ -296,7 +301,7 @@ class Sender:
         """A lease has nothing ready: sync at once if that gives it something, or see whether it is done."""
         if lease.closing:
             return
-        if lease.claiming or lease.syncing or lease.cursor < len(lease.due):
+        if lease.claiming or lease.syncing or lease.left:
             lease.starved = True
             self._commit.urgent = True
         self._soon()
@@ -341,11 +346,7 @@ class Sender:
         """Relays that somebody needs a connection to."""
         wanted = set()
         for lease in self._leases.values():
-            if (
-                not lease.stopping
-                and not lease.closing
-                and (lease.claimed or lease.left_to_do() or not lease.in_flight)
-            ):
+            if not lease.stopping and not lease.closing and (lease.claimed or lease.left or not lease.in_flight):
                 wanted.add(lease.pace.relay if lease.gated and lease.pace.left else lease.relay)
         return wanted
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import Field, field_validator
 
@@ -90,15 +90,6 @@ class Launch(CampaignReference):
     """A draft to launch."""
 
     checked: Annotated[bool, Field(description="true to answer only when the checks have ended, else false")] = False
-
-
-class Retry(CampaignReference):
-    """Whom to try again."""
-
-    states: Annotated[
-        list[Annotated[Literal["failed", "uncertain"], Field(description="`failed` or `uncertain`")]],
-        Field(min_length=1, max_length=2, description="whom to try again: `failed`, `uncertain` or both"),
-    ] = Field(default=["failed"])
 
 
 class CampaignList(Table):
@@ -221,6 +212,12 @@ OPERATIONS: Final = MappingProxyType(
         "engine.config": Operation(
             Nothing, "The settings in force, without secrets", "the settings as a map; `source` is their file or null"
         ),
+        "instance.reload": Operation(
+            Nothing,
+            "Read the settings file again; a file with a fault changes nothing",
+            '`{"added": ["relay.second"], "changed": [], "removed": [], "restart_needed": ["ledger.sync_ms"]}`',
+            changes=True,
+        ),
         "campaign.create": Operation(
             CampaignContent,
             "Keep a campaign as a draft; a draft of the same name is replaced",
@@ -254,17 +251,6 @@ OPERATIONS: Final = MappingProxyType(
             "End a campaign for good; answers when no further mail can leave",
             _CAMPAIGN,
             changes=True,
-        ),
-        "campaign.retry": Operation(
-            Retry,
-            "Try people again who failed, or of whom nobody knows; a finished campaign runs again",
-            '`{"retried": {"failed": 3, "uncertain": 0}, "campaign": campaign object}`: how many are tried again',
-            changes=True,
-        ),
-        "campaign.why": Operation(
-            CampaignReference,
-            "Why a campaign is not faster, or does not send: what holds it back, the most binding first",
-            '`{"campaign": 7, "state": "running", "causes": [{"code", "message", "hint", "since", "until"}, ...]}`',
         ),
         "audience.import": Operation(
             AudienceImport,

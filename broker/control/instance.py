@@ -37,6 +37,11 @@ async def engine_config(engine: Engine, _args: Nothing) -> dict[str, Any]:
     return engine.settings.to_public_map()
 
 
+async def instance_reload(engine: Engine, _args: Nothing) -> dict[str, Any]:
+    """Read the settings file again."""
+    return await engine.reload.run()
+
+
 async def events_snapshot(engine: Engine, _args: Nothing) -> dict[str, Any]:
     """Numbers first, then the state: an event in between is in both, never in neither."""
     topics = engine.events.numbers()
@@ -55,5 +60,6 @@ HANDLERS: Final[dict[str, Handler]] = {
     "engine.stats": engine_stats,
     "engine.stop": engine_stop,
     "engine.config": engine_config,
+    "instance.reload": instance_reload,
     "events.snapshot": events_snapshot,
 }

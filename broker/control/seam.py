@@ -6,7 +6,7 @@ without processes; a second way in (HTTP, later) would stand on it as well.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from broker.contract.campaign import CampaignSpec
@@ -40,12 +40,6 @@ class Campaigns(Protocol):
     async def cancel(self, number: int) -> dict[str, Any]:
         """Answers the account when no further mail can leave."""
 
-    async def retry(self, number: int, states: Sequence[str]) -> dict[str, Any]:
-        """{"retried", "campaign"}: how many people in these states are tried again, decided durably; the account."""
-
-    async def why(self, number: int) -> dict[str, Any]:
-        """{"campaign", "state", "causes"}."""
-
     async def account(self, number: int) -> dict[str, Any]:
         """The campaign object."""
 
@@ -64,6 +58,13 @@ class Relays(Protocol):
 
     async def check(self, name: str) -> dict[str, Any]:
         """{"name", "ok", ...}; raises EcmError unknown_relay."""
+
+
+class Reload(Protocol):
+    """The settings file read again."""
+
+    async def run(self) -> dict[str, Any]:
+        """{"added", "changed", "removed", "restart_needed"}; raises what is wrong with the file."""
 
 
 class Engine(Protocol):
@@ -88,6 +89,10 @@ class Engine(Protocol):
     @property
     def relays(self) -> Relays:
         """Relays by what may be asked about them."""
+
+    @property
+    def reload(self) -> Reload:
+        """Settings read again."""
 
     @property
     def jobs(self) -> Jobs:
