@@ -59,7 +59,7 @@ def run(bench: Bench, long: bool) -> tuple[list[str], str]:
         output, _ = process.communicate(timeout=limit_s)
         failed = f"exit status {process.returncode}" if process.returncode else ""
     except subprocess.TimeoutExpired:
-        process.send_signal(2)  # as from a terminal: it cleans up
+        process.terminate()  # it cleans up
         output, _ = process.communicate(timeout=60)
         failed = f"not done in {limit_s} s"
     print(f"{output.rstrip()}\n({time.monotonic() - began:.0f} s{f', {failed}' if failed else ''})", flush=True)

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -57,13 +58,21 @@ def need(*programs: str, root: bool = False) -> None:
 
 @contextlib.contextmanager
 def place(parent: Path | None = None) -> Iterator[Path]:
-    """A temporary directory that other users may pass through, in /tmp for the sake of a short path."""
+    """A temporary directory that other users may pass through, in /tmp for the sake of a short path.
+
+    From now on SIGTERM ends this process as an exception does, so that whatever was started is stopped.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
     path = Path(tempfile.mkdtemp(prefix="ecm-bench-", dir=parent or "/tmp"))
     path.chmod(0o711)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    raise SystemExit("error: terminated")
 
 
 @contextlib.contextmanager
