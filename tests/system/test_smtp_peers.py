@@ -19,10 +19,11 @@ from tests.fixtures.scripted_relay import Message
 from tests.fixtures.smtp_client import send
 
 if TYPE_CHECKING:  # pytest itself imports these, as plugins
+    from tests.fixtures.exim import RunningExim
     from tests.fixtures.postfix import RunningPostfix
     from tests.fixtures.smtp_sink import StartSmtpSink
 
-pytest_plugins = ["tests.fixtures.postfix", "tests.fixtures.smtp_sink"]
+pytest_plugins = ["tests.fixtures.postfix", "tests.fixtures.smtp_sink", "tests.fixtures.exim"]
 
 
 def relay_of(host: str, port: int, **more: Any) -> Relay:
@@ -109,16 +110,18 @@ def test_postfix_takes_what_it_does_not_refuse(postfix: RunningPostfix, ceiling:
 def test_postfix_closing_with_421_ends_the_stream_in_order(postfix: RunningPostfix) -> None:
     """421 to a recipient: deferred, the connection is over, what was accepted before it stays accepted."""
     messages = [message("a"), message("b", rcpt="drop@example.com"), message("c")]
-    _, conversation = send(relay_of(postfix.host, postfix.port), messages)
-    found = events(conversation.concluded)
-    assert found == {1: ("BODY", "2xx"), 2: ("RCPT", "421")}
-    assert decide(conversation.concluded[1]).action is Connection.CLOSE
+    for ceiling, rest in (Mode.PIPELINING, {}), (Mode.BDAT, {3: ("MAIL", "lost_before")}):
+        _, conversation = send(relay_of(postfix.host, postfix.port), messages, ceiling=ceiling)
+        found = events(conversation.concluded)
+        assert found == {1: ("BODY", "2xx"), 2: ("RCPT", "421"), **rest}
+        assert decide(conversation.concluded[1]).action is Connection.CLOSE
 
 
-def test_postfix_that_forbids_unauthorised_pipelining_takes_our_groups(postfix: RunningPostfix) -> None:
-    """The default of Postfix 3.9: `body . MAIL RCPT DATA` is authorised pipelining."""
+@pytest.mark.parametrize("ceiling", [Mode.PIPELINING, Mode.BDAT], ids=["groups", "windows"])
+def test_postfix_that_forbids_unauthorised_pipelining_takes_ours(postfix: RunningPostfix, ceiling: Mode) -> None:
+    """The default of Postfix 3.9: `body . MAIL RCPT DATA`, and whole windows of BDAT, are authorised pipelining."""
     messages = [message(f"strict-{n}") for n in range(30)]
-    _, conversation = send(relay_of(postfix.host, postfix.strict_port), messages)
+    _, conversation = send(relay_of(postfix.host, postfix.strict_port), messages, ceiling=ceiling)
     assert set(events(conversation.concluded).values()) == {("BODY", "2xx")}
 
 
@@ -132,10 +135,72 @@ def test_postfix_over_tls_and_logged_in(postfix: RunningPostfix, tls: str) -> No
     session, conversation = send(relay, [message(f"{tls}-{n}", text=DOTTED * 20) for n in range(30)])
     assert session.tls is not None
     assert session.tls.version == "TLSv1.3"
-    assert session.mode is Mode.PIPELINING
-    assert session.features.chunking
+    assert session.mode is Mode.BDAT
     assert session.features.size == 10_240_000
     assert set(events(conversation.concluded).values()) == {("BODY", "2xx")}
+
+
+@pytest.mark.parametrize("tls", ["required", "implicit"])
+def test_postfix_takes_a_session_up_again(postfix: RunningPostfix, tls: str) -> None:
+    """Three connections, one whole handshake: the ticket of the first shortens the others, and mail goes over them."""
+    port = postfix.tls_port if tls == "implicit" else postfix.port
+    host = "localhost"  # no other test's sessions are taken up under this name
+    relay = relay_of(host, port, tls=tls, ca_file=str(postfix.ca_file))
+    resumed = []
+    for name in ("first", "second", "third"):
+        session, conversation = send(relay, [message(name)])
+        assert events(conversation.concluded) == {1: ("BODY", "2xx")}
+        assert session.tls is not None
+        resumed.append(session.tls.resumed)
+    assert resumed == [False, True, True]
+
+
+@pytest.mark.parametrize("mechanism", ["plain", "login", "cram-md5"])
+@pytest.mark.parametrize("tls", ["required", "none"])
+def test_postfix_is_logged_in_to_by_each_mechanism(postfix: RunningPostfix, mechanism: str, tls: str) -> None:
+    """PLAIN comes first over TLS, CRAM-MD5 first without; where a server has one mechanism alone, by that."""
+    port = {"plain": postfix.port, "login": postfix.login_port, "cram-md5": postfix.cram_port}[mechanism]
+    login = {"username": postfix.username, "password": postfix.password}
+    session, conversation = send(
+        relay_of(postfix.host, port, tls=tls, ca_file=str(postfix.ca_file), **login), [message("in")]
+    )
+    assert session.login == ("cram-md5" if (mechanism, tls) == ("plain", "none") else mechanism)
+    assert events(conversation.concluded) == {1: ("BODY", "2xx")}
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost"])
+def test_postfix_is_reached_over_ipv6_too(postfix: RunningPostfix, host: str) -> None:
+    """By a literal, its certificate valid for it, and by a name that may have both families."""
+    relay = relay_of(host, postfix.port, tls="required", ca_file=str(postfix.ca_file))
+    session, conversation = send(relay, [message("six")])
+    assert session.tls is not None
+    assert session.tls.verified
+    assert events(conversation.concluded) == {1: ("BODY", "2xx")}
+
+
+def test_exim_takes_nothing_under_the_wrong_sender(exim: RunningExim) -> None:
+    """A refused recipient in mid-window leaves Exim's transaction open; the next message keeps its own sender.
+
+    Every message has a sender of its own; Exim's log says which it took each for. (Ten refused recipients are what
+    Exim puts up with on one connection that resets.)
+    """
+    kinds = ["anna", "bounce", "berta", "defer", "carla", "bounce", "bounce", "dora"] * 2
+    messages = [
+        Message(f"from-{n}@example.com".encode(), f"{kind}@d{n}.example.org".encode(), message(f"exim-{n}").body)
+        for n, kind in enumerate(kinds)
+    ]
+    before = len(exim.accepted(count=0))
+    session, conversation = send(relay_of(exim.host, exim.port), messages, window=16)
+    assert session.mode is Mode.BDAT
+    refused = {"defer": ("RCPT", "4xx"), "bounce": ("RCPT", "5xx")}
+    expected = {n: refused.get(kind, ("BODY", "2xx")) for n, kind in enumerate(kinds, 1)}
+    assert events(conversation.concluded) == expected
+    sent = [
+        (f"from-{n}@example.com", f"{kind}@d{n}.example.org", f"exim-{n}@example.com")
+        for n, kind in enumerate(kinds)
+        if kind not in refused
+    ]
+    assert exim.accepted(count=before + len(sent))[before:] == sent
 
 
 @pytest.mark.parametrize("tls", ["required", "implicit"])
@@ -204,7 +269,26 @@ def test_a_relay_can_be_tried_out_without_a_message(postfix: RunningPostfix) -> 
     found = check(relay)
     assert found["ok"]
     assert found["tls"].startswith("TLSv1.3")
-    assert (found["mode"], found["logged_in"], found["features"]["size"]) == ("pipelining", True, 10_240_000)
+    assert (found["mode"], found["window"]) == ("bdat", 16)
+    assert (found["login"], found["logged_in"], found["features"]["size"]) == ("plain", True, 10_240_000)
+    assert found["certificate"]["verified"]
+    assert found["certificate"]["valid_until"].endswith("Z")
+    assert 0 < found["round_trip_ms"] < found["open_ms"]
+
+
+def test_a_certificate_nobody_asks_for_is_looked_at_all_the_same(postfix: RunningPostfix) -> None:
+    """With opportunistic TLS the check says what would come of `tls = "required"`."""
+    mild = {"tls": "opportunistic"}
+    found = check(relay_of(postfix.host, postfix.port, **mild))
+    assert found["certificate"] == {
+        "verified": False,
+        "valid_until": None,
+        "problem": f"the certificate of 127.0.0.1:{postfix.port} is not valid: self-signed certificate",
+    }
+    found = check(relay_of(postfix.host, postfix.port, ca_file=str(postfix.ca_file), **mild))
+    assert (found["certificate"]["verified"], found["certificate"]["problem"]) == (False, None)
+    assert found["certificate"]["valid_until"].endswith("Z")
+    assert check(relay_of(postfix.host, postfix.port, tls="none"))["certificate"] is None
 
 
 def test_a_relay_that_cannot_be_used_is_told_with_its_reason(postfix: RunningPostfix) -> None:
