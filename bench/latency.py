@@ -2,8 +2,8 @@
 
     python -m bench.latency [--round-trip-ms 50] [--bytes 4096] [--seconds 10] [--connections 200]
 
-Engine and server stand at the two ends of a wire that holds each packet back (`bench/wire.py`).
-- CHUNKING, one connection: BDAT windows into our own sink
+Engine and server stand at the two ends of a wire that holds each packet back (`tests/fixtures/wire.py`).
+- CHUNKING, one connection: BDAT windows into a private Postfix, and into our own sink
 - PIPELINING alone, one connection: one round trip a message, into the Postfix project's smtp-sink
 - smtp-source -d, one connection: the yardstick, into the same smtp-sink; it waits for every reply
 - CHUNKING, many connections: the same over a wire without delay. If both rates are alike, it is the CPU that binds,
@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 
 from bench.figures import aim
-from bench.ours import Campaign, Engine, Sent, engine, relay
-from bench.peers import need, our_sink, place, smtp_sink, source
-from bench.wire import Wire, wire
+from bench.ours import Campaign, engine, relay
+from bench.peers import need, our_sink, place, postfix, smtp_sink, source
+from tests.fixtures.wire import Wire, wire
 
 AIM_CHUNKING = 100.0
 AIM_PIPELINING = 18.0
@@ -54,41 +54,53 @@ class Shares:
         return f"{', '.join(shares)} of a core; machine busy {busy:.0%}"
 
 
-def one_connection(directory: Path, line: Wire, port: int, campaign: Campaign, name: str) -> Sent:
+def carriers() -> list[psutil.Process]:
+    """The process that is the wire."""
+    return [child for child in psutil.Process().children() if any("wire.py" in word for word in child.cmdline())]
+
+
+def one_connection(directory: Path, line: Wire, port: int, campaign: Campaign, name: str) -> float:
     """A campaign over one connection."""
-    settings = relay("default", port, 1, host=line.far_host)
-    with engine(directory / name, settings, prefix=line.near) as ours:
+    settings = relay("default", port, 1, host=line.far.address)
+    with engine(directory / name, settings, prefix=line.near.command()) as ours:
         sent = ours.send(campaign, name)
-    print(f"{name:<34}{sent.rate:>9,.1f} messages/s", flush=True)
-    return sent
+        modes = {entry["mode"] for entry in ours.stats()["relays"]}
+    print(f"{name:<34}{sent.rate:>9,.1f} messages/s   mode {', '.join(map(str, modes))}", flush=True)
+    return sent.rate
 
 
-def near_and_far(directory: Path, options: argparse.Namespace) -> tuple[float, float]:
-    """Rates over many connections: without distance, and with it."""
-    rates = []
-    for round_trip_ms in (0.0, options.round_trip_ms):
-        with (
-            wire(round_trip_ms / 2) as line,
-            our_sink("--host", line.far_host, prefix=line.far) as sink,
-            engine(
-                directory / f"many-{round_trip_ms:g}",
-                relay("default", sink.port, options.connections, host=line.far_host),
-                prefix=line.near,
-            ) as ours,
-        ):
-            rates.append(_many(ours, directory, line, sink.process, options, round_trip_ms))
-    return rates[0], rates[1]
+def one_by_one(directory: Path, options: argparse.Namespace) -> tuple[list[float], float]:
+    """Rates over one connection: with CHUNKING into each server, and with PIPELINING alone."""
+    trips = int(options.seconds * 1000 / options.round_trip_ms)
+    few = Campaign.make(directory, trips, options.bytes)
+    more = Campaign.make(directory, trips * 10, options.bytes)
+    with wire(options.round_trip_ms / 2) as line:
+        there = line.far.command()
+        with postfix(line.far) as peer:
+            chunking = [one_connection(directory, line, peer.port, more, "chunking-postfix")]
+        with our_sink("--host", line.far.address, prefix=there) as sink:
+            chunking.append(one_connection(directory, line, sink.port, more, "chunking-sink"))
+        with smtp_sink(line.far.address, prefix=there) as port:
+            pipelining = one_connection(directory, line, port, few, "pipelining-alone")
+            size, here = few.message_bytes, line.near.command()
+            theirs = source(port, max(1, trips // 4), size, 1, host=line.far.address, prefix=here).rate
+            print(f"{'smtp-source -d':<34}{theirs:>9,.1f} messages/s", flush=True)
+    return chunking, pipelining
 
 
-def _many(
-    ours: Engine, directory: Path, line: Wire, sink: psutil.Process, options: argparse.Namespace, round_trip_ms: float
-) -> float:
-    ours.send(Campaign.make(directory, 4_000, options.bytes), "warm-up")
-    campaign = Campaign.make(directory, options.many_messages, options.bytes)
-    shares = Shares({"senders": ours.senders(), "server": [sink], "wire": [line.process]})
-    sent = ours.send(campaign, "many")
-    print(f"CHUNKING, {options.connections} connections, {round_trip_ms:g} ms: {sent.rate:9,.0f} messages/s; ", end="")
-    print(shares.told(), flush=True)
+def many(directory: Path, options: argparse.Namespace, round_trip_ms: float) -> float:
+    """Messages a second over many connections with CHUNKING."""
+    with wire(round_trip_ms / 2) as line, our_sink("--host", line.far.address, prefix=line.far.command()) as sink:
+        settings = relay("default", sink.port, options.connections, host=line.far.address)
+        with engine(directory / f"many-{round_trip_ms:g}", settings, prefix=line.near.command()) as ours:
+            ours.send(Campaign.make(directory, options.many_messages // 2, options.bytes), "warm-up")
+            campaign = Campaign.make(directory, options.many_messages, options.bytes)
+            shares = Shares({"senders": ours.senders(), "server": [sink.process], "wire": carriers()})
+            sent = ours.send(campaign, "many")
+            used = shares.told()
+            (entry,) = ours.stats()["relays"]
+    name = f"{entry['connections']} connections, {round_trip_ms:g} ms away"
+    print(f"{name:<34}{sent.rate:>9,.0f} messages/s   {used}", flush=True)
     return sent.rate
 
 
@@ -102,23 +114,13 @@ def main() -> None:
     parser.add_argument("--many-messages", type=int, default=MANY_MESSAGES, help="over all these connections")
     options = parser.parse_args()
     need("ip", "smtp-sink", "smtp-source", root=True)
-    trips_per_s = 1000 / options.round_trip_ms
     with place() as directory:
-        with wire(options.round_trip_ms / 2) as line:
-            few = Campaign.make(directory, int(options.seconds * trips_per_s), options.bytes)
-            more = Campaign.make(directory, few.messages * 10, options.bytes)
-            with our_sink("--host", line.far_host, prefix=line.far) as sink:
-                chunking = one_connection(directory, line, sink.port, more, "chunking")
-            with smtp_sink(line.far_host, prefix=line.far) as port:
-                pipelining = one_connection(directory, line, port, few, "pipelining-alone")
-                theirs = source(
-                    port, few.messages // 4, few.message_bytes, 1, host=line.far_host, prefix=line.near
-                ).rate  # fmt: skip
-                print(f"{'smtp-source -d':<34}{theirs:>9,.1f} messages/s", flush=True)
-        near, far = near_and_far(directory, options)
+        chunking, pipelining = one_by_one(directory, options)
+        near = many(directory, options, 0.0)
+        far = many(directory, options, options.round_trip_ms)
     trip = f"{options.round_trip_ms:g} ms away"
-    aim(f"{trip}, one connection, CHUNKING, messages/s", AIM_CHUNKING, chunking.rate)
-    aim(f"{trip}, one connection, PIPELINING alone, messages/s", AIM_PIPELINING, pipelining.rate)
+    aim(f"{trip}, one connection, CHUNKING, messages/s", AIM_CHUNKING, chunking)
+    aim(f"{trip}, one connection, PIPELINING alone, messages/s", AIM_PIPELINING, pipelining)
     aim(f"{trip}, {options.connections} connections, times the rate without distance", AIM_BOUND, far / near)
 
 

@@ -25,6 +25,7 @@ import psutil
 
 from tests.fixtures.peers import free_ports
 from tests.fixtures.postfix import RunningPostfix
+from tests.fixtures.wire import End
 
 __all__ = [
     "OurSink", "Postfix", "Source", "certificate", "need", "our_sink", "place", "postfix", "sink_knows",
@@ -156,11 +157,15 @@ class Postfix(NamedTuple):
 
 
 @contextlib.contextmanager
-def postfix(**settings: str) -> Iterator[Postfix]:
-    """A private Postfix with its queue in memory, all mail discarded. `settings`: further lines of main.cf."""
+def postfix(end: End | None = None, **settings: str) -> Iterator[Postfix]:
+    """A private Postfix with its queue in memory, all mail discarded.
+
+    end       the end of a wire where it stands, or here
+    settings  further lines of main.cf
+    """
     need("postfix", "saslpasswd2", "openssl", root=True)
     with place(MEMORY) as home:
-        running = RunningPostfix(home)
+        running = RunningPostfix(home) if end is None else RunningPostfix(home, end)
         try:
             etc = str(home / "etc")
             lines = [f"{name}={value}" for name, value in {"default_process_limit": "200", **settings}.items()]
