@@ -3,7 +3,7 @@
 Policy, and nothing else: `transaction` reports, this file judges, the sender acts. Pure; no socket, no clock.
 
 Invariants
-- OUTCOMES has a cell for every stage and event that can conclude a message, in every mode, BDAT windows included.
+- CONCLUDES names every stage and event that can conclude a message, by mode; OUTCOMES has a cell for each of them.
 - SENT only for a 2xx to the body. BOUNCED only for a 5xx that is not about us.
 - UNCERTAIN exactly where the body was handed over and no final reply came (RFC 1047): such a recipient may have the
   message already, and only the campaign's policy may send it again.
@@ -19,11 +19,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from actors.smtp.events import Concluded, Event, Mode, Stage
 from actors.smtp.rules import About, rule_of
-from actors.smtp.transaction import Concluded, Event, Stage
 from shm.files.ledger import States
 
-__all__ = ["DUE_NOW_ATTEMPTS_MAX", "OUTCOMES", "STAGES", "Connection", "Outcome", "decide"]
+__all__ = ["CONCLUDES", "DUE_NOW_ATTEMPTS_MAX", "OUTCOMES", "STAGES", "Connection", "Outcome", "decide"]
 
 DUE_NOW_ATTEMPTS_MAX = 3  # a recipient whose every attempt kills the connection must not be tried in a tight loop
 
@@ -77,14 +77,36 @@ _GRID: dict[Event, tuple[Cell | None, Cell | None, Cell | None, Cell | None]] = 
     Event.CLOSING:        (_HUNG_UP,      _HUNG_UP,      _HUNG_UP,      _HUNG_UP),
     Event.LOST_BEFORE:    (_HUNG_UP,      _HUNG_UP,      _HUNG_UP,      _HUNG_UP),
     Event.LOST_AFTER:     (_UNKNOWN,      _UNKNOWN,      _UNKNOWN,      _UNKNOWN),
-    Event.TIMEOUT_BEFORE: (_HUNG_UP,      _HUNG_UP,      _HUNG_UP,      _HUNG_UP),
-    Event.TIMEOUT_AFTER:  (_UNKNOWN,      _UNKNOWN,      _UNKNOWN,      _UNKNOWN),
+    # A server that answered MAIL and no more may have dropped what was pipelined behind it.
+    Event.TIMEOUT_BEFORE: (_HUNG_UP,      _NO_STEP,      _NO_STEP,      _HUNG_UP),
+    Event.TIMEOUT_AFTER:  (_UNKNOWN_STEP, _UNKNOWN_STEP, _UNKNOWN,      _UNKNOWN),
     Event.GARBAGE_BEFORE: (_NO_STEP,      _NO_STEP,      _NO_STEP,      _NO_STEP),
     Event.GARBAGE_AFTER:  (_UNKNOWN_STEP, _UNKNOWN_STEP, _UNKNOWN_STEP, _UNKNOWN_STEP),
 }  # fmt: skip
 
 OUTCOMES: dict[tuple[Stage, Event], Cell] = {
     (stage, event): cell for event, cells in _GRID.items() for stage, cell in zip(STAGES, cells, strict=True) if cell
+}
+
+_REFUSALS = frozenset({Event.TRANSIENT, Event.PERMANENT, Event.BAD_SEQUENCE, Event.CLOSING})
+_ENDS_BEFORE = frozenset({Event.LOST_BEFORE, Event.TIMEOUT_BEFORE, Event.GARBAGE_BEFORE})
+_ENDS_AFTER = frozenset({Event.LOST_AFTER, Event.TIMEOUT_AFTER, Event.GARBAGE_AFTER})
+_BY_DATA: dict[Stage, frozenset[Event]] = {
+    Stage.MAIL: _REFUSALS | _ENDS_BEFORE | {Event.INTERMEDIATE},
+    Stage.RCPT: _REFUSALS | _ENDS_BEFORE | {Event.INTERMEDIATE},
+    Stage.DATA: _REFUSALS | _ENDS_BEFORE | {Event.INTERMEDIATE, Event.OK},
+    Stage.BODY: _REFUSALS | _ENDS_AFTER | {Event.INTERMEDIATE, Event.OK},
+}
+# What can conclude a message. In a window the body is over there at every stage, so a 3xx is garbage "after" like any
+# other; "before" only behind a 421.
+CONCLUDES: dict[Mode, dict[Stage, frozenset[Event]]] = {
+    Mode.LOCKSTEP: _BY_DATA,
+    Mode.PIPELINING: _BY_DATA,
+    Mode.BDAT: {
+        Stage.MAIL: _REFUSALS | _ENDS_AFTER | {Event.LOST_BEFORE, Event.TIMEOUT_BEFORE},
+        Stage.RCPT: _REFUSALS | _ENDS_AFTER,
+        Stage.BODY: _REFUSALS | _ENDS_AFTER | {Event.OK},
+    },
 }
 
 _SENT = Outcome(*_ACCEPTED, About.NONE, False)
