@@ -277,4 +277,11 @@ class Leases:
 
 def _order_of(lease: Lease) -> int:
     rows_max = 1 if lease.shard.deaths >= SUSPECT_DEATHS else 0
-    return pack_order(lease.action, gated=lease.gated, rows_max=rows_max, relay=lease.relay)
+    return pack_order(
+        lease.action,
+        gated=lease.gated,
+        rows_max=rows_max,
+        relay=lease.relay,
+        retry=lease.retry,
+        weight=lease.campaign.weight,
+    )

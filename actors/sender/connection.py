@@ -8,6 +8,8 @@ Mechanism only: what a conclusion means is `walk`'s to record, when to open anot
   TLS transport pauses when it is empty, too.)
 - No timer per message: `overdue` is asked by one periodic watchdog.
 - Every message submitted is concluded, also when the connection breaks (`Transactions.lost`).
+- The window begins at 1, doubles with each full window that was accepted, and begins anew after trouble: it never
+  exceeds what the pool allows.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from actors.smtp.outcome import Outcome
+from actors.smtp.rules import About
 from actors.smtp.session import Session
-from actors.smtp.transaction import Concluded, Stage, Transactions
+from actors.smtp.transaction import Concluded, Mode, Stage, Transactions
 
 if TYPE_CHECKING:
     from actors.sender.lease import Lease
@@ -30,8 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Flight"]
 
 UNLIMITED: Final = 1 << 60
-FAREWELL_NS: Final = 2_000_000_000  # how long a relay may take to say 221, whatever its deadlines
+SECOND_NS: Final = 1_000_000_000
+FAREWELL_NS: Final = 2 * SECOND_NS  # how long a relay may take to say 221, whatever its deadlines
 
+# Refusals that are about one recipient; they say nothing of what the relay can carry.
+_PERSONAL: Final = frozenset({About.RECIPIENT, About.MAILBOX_FULL, About.GREYLISTING})
 _monotonic_ns = time.monotonic_ns
 
 Flight = tuple[int, "Lease", int, int]  # number, lease, row, monotonic time at which its MAIL was handed over
@@ -49,12 +56,18 @@ class Connection(asyncio.Protocol):
     ended      we have closed it; only `connection_lost` is still to come
     opened_ns  monotonic time at which its session stood
     used_ns    monotonic time at which it last wrote or heard something
+    windowed   several messages may be in flight at once
+    says_size  the relay wants SIZE; size_max: the largest message it takes
+    submit     of its transactions
     """
 
     __slots__ = (
+        "_at_ns",
+        "_own_window",
         "_patience_ns",
         "_receive",
         "_socket",
+        "_taken",
         "_transport",
         "_walk",
         "blocked",
@@ -67,9 +80,13 @@ class Connection(asyncio.Protocol):
         "opened_ns",
         "pool",
         "replied",
+        "says_size",
+        "size_max",
+        "submit",
         "transactions",
         "used_ns",
         "waiting",
+        "windowed",
     )
 
     def __init__(self, walk: Walk, pool: Pool, session: Session, limit: int) -> None:
@@ -79,6 +96,13 @@ class Connection(asyncio.Protocol):
         self.features = session.features
         self.transactions = Transactions(session.mode)
         self._receive = self.transactions.receive
+        self.submit = self.transactions.submit
+        self.windowed = session.mode is Mode.BDAT
+        self._own_window = 1
+        self._taken = 0  # messages accepted since the window last grew
+        self.says_size = session.features.size is not None
+        self.size_max = session.features.size or UNLIMITED
+        self._at_ns = walk.at_ns
         self.flights: deque[Flight] = deque()
         self.left = limit or UNLIMITED
         self.blocked = False
@@ -95,15 +119,38 @@ class Connection(asyncio.Protocol):
     # What the walk asks and orders.
 
     def room(self) -> int:
-        """Messages whose MAIL may be written right now: 0 or 1."""
+        """Messages that may be submitted right now, one after the other."""
         if self.blocked or self.ended or self.left <= 0:
             return 0
         return self.transactions.room()
 
+    def refusal(self, size: int, *, smtputf8: bool) -> str:
+        """Why the relay cannot take such a message, or ""."""
+        if size > self.size_max:
+            return f"the message has {size} bytes, relay `{self.pool.relay.name}` takes {self.size_max}"
+        if smtputf8 and not self.features.smtputf8:
+            return f"relay `{self.pool.relay.name}` takes no address beyond ASCII (SMTPUTF8)"
+        return ""
+
     def write(self, data: bytes) -> None:
         """Hand bytes to the socket; from now on the relay owes an answer."""
-        self.used_ns = _monotonic_ns()
         self._transport.write(data)
+
+    def accepted(self, n: int) -> None:
+        """The relay took n messages: a full window of them lets the window double."""
+        self.replied += n
+        if self.windowed:
+            self._taken += n
+            if self._taken >= self._own_window:
+                self._taken = 0
+                self._own_window = min(2 * self._own_window, self.pool.window)
+            self.transactions.window = min(self.pool.window, self._own_window)
+
+    def falter(self, outcome: Outcome) -> None:
+        """A message was not accepted: unless that is about its recipient, begin with a small window again."""
+        if outcome.blame not in _PERSONAL:
+            self._taken = 0
+            self._own_window = self.transactions.window = 1
 
     @property
     def made_no_progress(self) -> bool:
@@ -142,14 +189,16 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Replies: conclude what they answer, then write what goes on and what comes next, at once."""
         self.used_ns = now_ns = _monotonic_ns()
+        now_s = self._at_ns(now_ns) // SECOND_NS
         concluded, out = self._receive(data)
         if concluded:
-            self._walk.conclude(self, concluded, now_ns)
+            self._walk.conclude(self, concluded, now_ns, now_s)
         if self.transactions.closing:
             self._hang_up(out)
             return
-        self._walk.refill(self, out)
-        if self.flights and self.used_ns == now_ns:  # more is owed, and nothing was written that could carry an ACK
+        self._walk.refill(self, out, now_s)
+        # More is owed, and nothing was written that could carry an ACK.
+        if self.used_ns == now_ns and self.flights and not out:
             self._acknowledge()
 
     def _acknowledge(self) -> None:
@@ -175,7 +224,8 @@ class Connection(asyncio.Protocol):
     def _conclude_rest(self, why: str) -> None:
         rest: list[Concluded] = self.transactions.lost(why)
         if rest:
-            self._walk.conclude(self, rest, _monotonic_ns())
+            now_ns = _monotonic_ns()
+            self._walk.conclude(self, rest, now_ns, self._at_ns(now_ns) // SECOND_NS)
 
     def eof_received(self) -> bool:
         """The relay closed its half: there is nothing more to wait for."""

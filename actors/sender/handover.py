@@ -33,6 +33,7 @@ from shm.files.shard import Shard
 from shm.live.clock import EngineClock
 from shm.live.counters import CounterTable
 from shm.live.grants import GrantTable
+from shm.live.leases import LeaseTable
 from shm.live.suppressed import SuppressionReader
 
 __all__ = ["Handover", "LeaseFault", "close_lease"]
@@ -55,6 +56,7 @@ class Handover:
         self._suppression = SuppressionReader(arena)  # our own: it maps segments, and the loop's reader does too
         self._counters = CounterTable(arena)
         self._grants = GrantTable(arena)
+        self._leases = LeaseTable(arena)
         self.relay_names = relay_names
         self._campaigns: OrderedDict[tuple[int, int, int], tuple[Bundle, Composer]] = OrderedDict()
 
@@ -89,6 +91,7 @@ class Handover:
             words=self._counters.open(self._row, offer.slot, offer.number),
             grant_words=self._grants.accept(self._row, offer.slot, offer.number),
             pace=Pace(gap),
+            order_now=self._leases.order_word(self._row, offer.slot),
         )
         lease.obey(offer.order)
         self._suppress(lease)

@@ -5,6 +5,8 @@ the files, off it).
 
 - A row may be attempted only when it is in `ready`: a sync returned after it was claimed.
 - Rows are claimed for about the next two sync intervals, no more: after a power loss these are the uncertain ones.
+- Of the rows claimed at most the retry share are retries, while fresh rows remain.
+- Whoever is overdue is given up, also while nothing can be claimed: no relay, no grants.
 - While stopping no row is claimed; what is in flight concludes; then the summary is written and the epoch closed.
 - After a failed sync nothing more is claimed or sent, and the epoch stays open: the broker recounts.
 """
@@ -19,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.message.compose import Composer
+from actors.sender.lanes import Lanes
 from actors.sender.pace import Pace
 from actors.sender.retry import RetryPolicy
 from actors.sender.suppress import matching_rows
@@ -36,7 +39,26 @@ CLAIMED_MIN_GATED: Final = 8  # a gated lease may wait an hour for its grants wi
 CLAIMED_MAX: Final = 4096  # two intervals of 50 ms at 40,000 messages/s, above what one process sends
 SOON_S: Final = 2  # a retry due within this time is waited for; a later one is another lease's
 
-NO_ROWS: Final[npt.NDArray[np.int64]] = np.empty(0, np.int64)
+_NO_ROWS: Final[npt.NDArray[np.int64]] = np.empty(0, np.int64)
+
+
+class Queue:
+    """Rows that are due, in order, and how far they have been taken."""
+
+    __slots__ = ("_at", "_rows")
+
+    def __init__(self, rows: npt.NDArray[np.int64] = _NO_ROWS) -> None:
+        self._rows = rows
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self._rows) - self._at
+
+    def take(self, n: int) -> npt.NDArray[np.int64]:
+        """The next n rows, or as many as there are."""
+        rows = self._rows[self._at : self._at + n]
+        self._at += len(rows)
+        return rows
 
 
 def next_target(target: int, used: int, *, starved: bool, gated: bool) -> int:
@@ -67,7 +89,9 @@ class Lease:
     ready       rows that may be sent: claimed, and durably so
     claiming    rows claimed since the last sync began
     syncing     rows the running sync makes durable
-    order_word  the broker's order as last applied; action, gated, rows_max, relay are its parts
+    order_now   the broker's order as it is, one word in place; order_word: as last applied; action, gated, rows_max,
+                relay, retry, weight are its parts
+    fresh       rows never attempted; again: retries that were due when `next_due_s` was last looked for
     words       the lease's counter row (`shm.live.counters`); grant_words: its half of the grants
     in_flight   rows SENDING
     """
@@ -87,19 +111,24 @@ class Lease:
     grant_words: memoryview[int]
     pace: Pace
     trace: bytearray | None = None  # attempts of its campaign, if they are to be traced
-    lanes: deque[Lease] | None = None  # where it takes its turns, while it has something to send
+    lanes: Lanes | None = None  # where it takes its turns, while it has something to send
+    order_now: memoryview[int] = field(default_factory=lambda: memoryview(bytearray(8)).cast("q"))
     order_word: int = 0
     action: int = RUN
     gated: bool = False
     rows_max: int = 0
     relay: int = 0
+    retry: bool = False
+    weight: int = 1
     ready: deque[int] = field(default_factory=deque)
     claiming: list[int] = field(default_factory=list)
     syncing: list[int] = field(default_factory=list)
     silenced: set[int] = field(default_factory=set)  # suppressed while SENDING: not to be tried again
-    due: npt.NDArray[np.int64] = field(default_factory=lambda: NO_ROWS)
-    cursor: int = 0
-    next_due_s: int = -1  # earliest retry; 0 = none, -1 = must be looked for
+    fresh: Queue = field(default_factory=Queue)
+    again: Queue = field(default_factory=Queue)
+    next_due_s: int = -1  # earliest retry that is not in `again`; 0 = none, -1 = must be looked for
+    earned: float = 0.0  # retries that fresh rows have made room for
+    given_up_s: int = 0  # when overdue rows were last looked for
     target: int = 0
     used: int = 0
     starved: bool = False
@@ -125,7 +154,7 @@ class Lease:
     def obey(self, word: int) -> None:
         """Take over the broker's order word."""
         self.order_word = word
-        self.action, self.gated, self.rows_max, self.relay = unpack_order(word)
+        self.action, self.gated, self.rows_max, self.relay, self.retry, self.weight = unpack_order(word)
 
     # Rows on their way to a relay.
 
@@ -136,11 +165,11 @@ class Lease:
         want = self.target - self.claimed
         if self.rows_max:
             want = min(want, self.rows_max - self.claimed - self.in_flight)
-        while want > 0:
-            if self.cursor >= len(self.due) and not self._look(now_s):
-                return
-            rows = self.due[self.cursor : self.cursor + want]
-            self.cursor += len(rows)
+        if want <= 0:
+            return
+        self._look(now_s)
+        while want > 0 and self.left:
+            rows = self._next_rows(want)
             states = self.ledger.words()[rows, 0] & np.uint64(0xF)
             rows = rows[(states == States.PENDING) | (states == States.DEFERRED)]
             self.ledger.claim(rows)
@@ -148,24 +177,48 @@ class Lease:
             self.dirty = True
             want -= len(rows)
 
+    def _next_rows(self, want: int) -> npt.NDArray[np.int64]:
+        """Due rows, `want` at most: fresh ones, and retries for their share; for all that fresh ones leave free."""
+        if not self.again:
+            return self.fresh.take(want)
+        self.earned = min(self.earned + want * self.policy.share, CLAIMED_MAX)
+        retries = min(int(self.earned), want, len(self.again))
+        rows = self.fresh.take(want - retries)
+        self.earned -= retries
+        return np.concatenate((rows, self.again.take(want - len(rows))))
+
     @property
     def claimed(self) -> int:
         """Rows CLAIMED, durably or not."""
         return len(self.ready) + len(self.claiming) + len(self.syncing)
 
-    def _look(self, now_s: int) -> bool:
-        """Look for due rows once the last batch is used up; whether there are any."""
-        if self.next_due_s == 0 or self.next_due_s > now_s:
-            return False
-        self._give_up(now_s)
-        self.due = self.ledger.due(now_s)
-        self.cursor = 0
-        self.next_due_s = -1 if len(self.due) else self.ledger.next_due_s()
-        return len(self.due) > 0
+    @property
+    def left(self) -> int:
+        """Rows known to be due and not yet claimed (an upper bound)."""
+        return len(self.fresh) + len(self.again)
 
-    def _give_up(self, now_s: int) -> None:
-        expired = self.ledger.expired(now_s, self.policy.give_up_s)
-        if len(expired):
+    def _look(self, now_s: int) -> None:
+        """Look for due rows, if any may have become due since the last look."""
+        if self.next_due_s == 0 or self.next_due_s > now_s:
+            return
+        self.give_up(now_s)
+        due = self.ledger.due(now_s)
+        fresh = self.ledger.words()[due, 0] & np.uint64(0xF) == States.PENDING
+        self.fresh, self.again = Queue(due[fresh]), Queue(due[~fresh])
+        self.next_due_s = self.ledger.next_due_s(now_s)
+
+    def give_up(self, now_s: int) -> None:
+        """Fail every row that is overdue and not in flight; looks once a second at most."""
+        if now_s == self.given_up_s:
+            return
+        self.given_up_s = now_s
+        first_s = now_s - self.policy.give_up_s
+        late = [] if self.used else [row for row in self.ready if 0 < self.ledger.b[row] >> 32 <= first_s]
+        if late:  # retries, claimed long ago, that got no relay and no grant
+            gone = set(late)
+            self.ready = deque(row for row in self.ready if row not in gone)
+        expired = [*self.ledger.expired(now_s, self.policy.give_up_s).tolist(), *late]
+        if expired:
             self.ledger.fail(expired, now_s)
             self.words[counters.FAILED] += len(expired)
             self.dirty = True
@@ -185,19 +238,14 @@ class Lease:
         if self.next_due_s >= 0:
             self.next_due_s = min(self.next_due_s, next_s) if self.next_due_s else next_s
 
-    def left_to_do(self) -> int:
-        """Rows known to be due and not yet handed over (an upper bound)."""
-        return self.claimed + len(self.due) - self.cursor
-
     def exhausted(self, now_s: int) -> bool:
         """Whether it has nothing to do now or soon."""
         if self.in_flight or self.claimed:
             return False
         if self.stopping:
             return True
-        if self.cursor < len(self.due):
-            return False
-        if self._look(now_s):
+        self._look(now_s)
+        if self.left:
             return False
         return self.next_due_s == 0 or self.next_due_s > now_s + SOON_S
 
@@ -212,7 +260,7 @@ class Lease:
         self.ready.clear()
         self.claiming.clear()
         self.syncing.clear()
-        self.due, self.cursor, self.next_due_s = NO_ROWS, 0, -1
+        self.fresh, self.again, self.next_due_s = Queue(), Queue(), -1
 
     def cancel(self, now_s: int) -> None:
         """Cancel every row that is neither concluded nor in flight."""

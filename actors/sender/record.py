@@ -17,26 +17,28 @@ from actors.sender.retry import GIVE_UP
 from actors.smtp.outcome import Outcome, decide
 from actors.smtp.reply import Reply
 from actors.smtp.transaction import Concluded
-from shm.files.ledger import States, unpack_a
+from shm.files.ledger import States, pack_reply, unpack_a
 from shm.live import counters
 
-__all__ = ["not_composed", "sent", "troubled"]
+__all__ = ["sent", "troubled", "unsendable"]
 
 Answer = tuple[int, tuple[int, int, int] | None, int, int]  # code, enhanced status, relay, time
-
-_SENT, _SENT_COUNTER = int(States.SENT), counters.SENT
 
 
 def sent(lease: Lease, row: int, reply: Reply, place: int, now_s: int) -> None:
     """The relay took it."""
-    lease.ledger.conclude(row, _SENT, reply.code, reply.enhanced, place, now_s)
-    lease.words[_SENT_COUNTER] += 1
+    lease.ledger.sent(row, pack_reply(reply.code, reply.enhanced, place), now_s)
+    lease.words[counters.SENT] += 1
 
 
-def troubled(lease: Lease, row: int, concluded: Concluded, place: int, now_s: int) -> Outcome:
-    """Anything but a clean 2xx; returns the verdict, for the connection's sake."""
+def troubled(lease: Lease, row: int, concluded: Concluded, place: int, now_s: int, *, behind: bool = False) -> Outcome:
+    """Anything but a clean 2xx; returns the verdict, for the connection's sake.
+
+    behind  another message ended the connection before this one was looked at: however often that happens to a
+            recipient, he is tried again at once, since each time somebody else got an answer
+    """
     reply = concluded.reply
-    outcome = decide(concluded, unpack_a(lease.ledger.a[row]).attempts)
+    outcome = decide(concluded, 1 if behind else unpack_a(lease.ledger.a[row]).attempts)
     if reply is not None and outcome.state is not States.SENT:
         _keep_text(lease, row, str(reply))
     answer = (0, None, place, now_s) if reply is None else (reply.code, reply.enhanced, place, now_s)
@@ -53,9 +55,12 @@ def troubled(lease: Lease, row: int, concluded: Concluded, place: int, now_s: in
     return outcome
 
 
-def not_composed(lease: Lease, row: int, reason: str, now_s: int) -> None:
-    """No message can be made for a CLAIMED row: FAILED, and the reason stands where refusals stand."""
-    _keep_text(lease, row, f"cannot be composed: {reason}")
+def unsendable(lease: Lease, row: int, reason: str, now_s: int) -> None:
+    """No message can be made for a CLAIMED row, or none that its relay takes: FAILED without an attempt.
+
+    The reason stands where refusals stand.
+    """
+    _keep_text(lease, row, reason)
     lease.ledger.fail([row], now_s)
     lease.words[counters.FAILED] += 1
     lease.dirty = True

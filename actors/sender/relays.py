@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from actors.sender import descriptors
@@ -37,7 +36,6 @@ from shm.live.relays import RelayState, RelayTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from actors.sender.lease import Lease
     from actors.sender.walk import Walk
 
 __all__ = ["Pool", "backoff_s"]

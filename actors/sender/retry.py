@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["GIVE_UP", "RetryPolicy"]
+__all__ = ["GIVE_UP", "RETRY_SHARE", "RetryPolicy"]
 
+RETRY_SHARE = 0.25  # of turns and claims while fresh mail waits, unless the settings say otherwise
 GIVE_UP = 0  # instead of a time: no further attempt
 TICK_S = 60  # grid of due times for intervals of a minute and more, until an eighth of the interval is coarser
 DOUBLINGS_MAX = 32  # 2^32 intervals are beyond any cap
@@ -30,6 +31,7 @@ class RetryPolicy:
     give_up_s        age, counted from the first attempt, at which a recipient is given up
     classes          {reply class: (first_s, max_s)} where a class has its own
     jitter           any number that differs between shards: places the shard's grid of due times
+    share            of the rows that are claimed, at most, are retries while fresh rows remain
     """
 
     first_s: int
@@ -37,6 +39,7 @@ class RetryPolicy:
     give_up_s: int
     classes: Mapping[str, tuple[int, int]]
     jitter: int
+    share: float = RETRY_SHARE
 
     @classmethod
     def from_maps(cls, retry: Mapping[str, Any], give_up_s: int | None, campaign: int, shard: int) -> RetryPolicy:
@@ -52,6 +55,7 @@ class RetryPolicy:
             give_up_s=int(retry["give_up_s"] if give_up_s is None else give_up_s),
             classes=classes,
             jitter=zlib.crc32(b"%d/%d" % (campaign, shard)),
+            share=float(retry.get("share", RETRY_SHARE)),
         )
 
     def interval_s(self, reply_class: str, attempts: int) -> int:

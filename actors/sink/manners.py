@@ -66,7 +66,7 @@ class Manners:
         digits = len(str(self.size_max)) - 1
         parameters = [b"SIZE=\\d{1,%d}" % digits] if digits else []
         parameters += [b"BODY=(?:7BIT|8BITMIME)"] * self.eight_bit + [b"SMTPUTF8"] * self.smtputf8
-        body = rb"(?:DATA|BDAT (\d{1,9}) LAST)\r\n" if self.chunking else rb"DATA()?\r\n"
+        body = rb"(?:DATA|BDAT (\d{1,9}) LAST)\r\n" if self.chunking else rb"DATA((?!))?\r\n"
         mail = rb"(RSET\r\n)?MAIL FROM:<([^>\r\n]*)>(?: (?:%b))*\r\n" % b"|".join(parameters)
         return re.compile(mail + rb"RCPT TO:<([^>\r\n]+)>\r\n" + body)
 

@@ -10,7 +10,7 @@ Invariants:
 - no byte of a message leaves before `sync` has returned from a time when its row said CLAIMED;
 - after `sync` has failed nothing written to this file can be trusted to be on the disk: take `image()` and stop.
 
-Hot path: `sending` and `conclude` cost 0.2 and 0.4 us and run once a message; whatever takes an array of rows costs
+Hot path: `sending` and `sent` cost 0.3 us each and run once a message; whatever takes an array of rows costs
 some microseconds and runs once a batch. This module never reads a clock.
 """
 
@@ -59,7 +59,7 @@ from shm.files.ledger_states import (
     pack_reply,
     unpack_a,
 )
-from shm.files.ledger_words import Rows, RowsLike, Words, count_rows, due_rows, expired_rows, move, released
+from shm.files.ledger_words import Rows, RowsLike, Words, count_rows, due_rows, expired_rows, move, next_due, released
 
 __all__ = [
     "STICKY",
@@ -80,6 +80,7 @@ __all__ = [
 
 KEPT: Final = ATTEMPTS_MAX << 8 | STICKY  # what a reply leaves of word A
 _CLAIMED, _SENDING, _DEFERRED = int(States.CLAIMED), int(States.SENDING), int(States.DEFERRED)
+_SENT: Final = int(States.SENT)
 _TO_SENDING: Final = _SENDING - _CLAIMED
 
 
@@ -291,9 +292,9 @@ class Ledger:
         """DEFERRED rows first attempted `give_up_s` or longer ago. A row never attempted never expires."""
         return expired_rows(self._table, now_s, give_up_s)
 
-    def next_due_s(self) -> int:
-        """Earliest next attempt of a DEFERRED row, engine seconds; 0 if there is none."""
-        return self.count().next_attempt_s
+    def next_due_s(self, after_s: int = 0) -> int:
+        """Earliest next attempt, later than `after_s`, of a DEFERRED row, engine seconds; 0 if there is none."""
+        return next_due(self._table, after_s)
 
     # Changes by the holder. None of them syncs.
 
@@ -339,6 +340,16 @@ class Ledger:
         assert word & STATE_MASK == _SENDING, "only a row that is being sent concludes"
         self.b[row] = self.b[row] >> 32 << 32 | next_s if state == _DEFERRED else now_s << 32
         self.a[row] = word & KEPT | state | pack_reply(code, enhanced, relay)
+
+    def sent(self, row: int, answer: int, now_s: int) -> None:
+        """SENDING -> SENT at `now_s`: `conclude` for what is concluded most. Hot.
+
+        answer  `pack_reply` of what the relay said
+        """
+        word = self.a[row]
+        assert word & STATE_MASK == _SENDING, "only a row that is being sent concludes"
+        self.b[row] = now_s << 32
+        self.a[row] = word & KEPT | _SENT | answer
 
     def resend(self, row: int, code: int, enhanced: tuple[int, int, int] | None, relay: int, now_s: int) -> bool:
         """SENDING, and it may have been accepted, under policy `resend`: DEFERRED and sticky, due now.

@@ -16,7 +16,18 @@ import numpy.typing as npt
 
 from shm.files.ledger_states import ATTEMPTS_MAX, STATE_MASK, STICKY, Counts, States
 
-__all__ = ["Rows", "RowsLike", "Words", "count_rows", "due_rows", "expired_rows", "move", "released", "rows_in"]
+__all__ = [
+    "Rows",
+    "RowsLike",
+    "Words",
+    "count_rows",
+    "due_rows",
+    "expired_rows",
+    "move",
+    "next_due",
+    "released",
+    "rows_in",
+]
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -47,6 +58,13 @@ def due_rows(words: Words, now_s: int) -> Rows:
         due |= deferred & (words[:, 1] & LOW <= now_s)
     rows: Rows = np.flatnonzero(due)
     return rows
+
+
+def next_due(words: Words, after_s: int) -> int:
+    """Earliest next attempt of a DEFERRED row that is later than `after_s`; 0 if there is none."""
+    times = words[rows_in(words, (States.DEFERRED,)), 1] & LOW
+    later = times[times > after_s]
+    return int(later.min()) if len(later) else 0
 
 
 def expired_rows(words: Words, now_s: int, give_up_s: int) -> Rows:

@@ -16,8 +16,8 @@ actor's half
 # offset  0      8      16 .. 127
 #         | held | done | zero                                                 row: (actor, slot)   writer: that actor
 order word
-# bit     0        8       16         40 .. 55
-#         | action | gated | rows_max | relay |
+# bit     0        8       9       10     16         30       40 .. 55
+#         | action | gated | retry | zero | rows_max | weight | relay |
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ TABLES = (
 _WORDS = LANE // 8
 _NUMBER, _CAMPAIGN, _SHARD, _EPOCH, _ORDER, _CHECK = range(6)
 _HELD, _DONE = 0, 1
-_ROWS_MAX_LIMIT = (1 << 24) - 1
+_ROWS_MAX_LIMIT = (1 << 14) - 1
+_WEIGHT_LIMIT = (1 << 10) - 1
 _RELAY_LIMIT = (1 << 16) - 1
 
 
@@ -73,25 +74,39 @@ class Order(NamedTuple):
     gated     True: spend grants only; False: the lease is free
     rows_max  most rows to have claimed at once, 0 = the sender's own choice (a poison shard goes by 1)
     relay     index in the relay table that a free lease uses; grants name their own
+    retry     given for its due retries: it shares the turns that retries have while fresh mail waits
+    weight    of its campaign among those it takes turns with, from 1
     """
 
     action: int
     gated: bool
     rows_max: int
     relay: int
+    retry: bool
+    weight: int
 
 
-def pack_order(action: int, *, gated: bool, rows_max: int = 0, relay: int = 0) -> int:
+def pack_order(
+    action: int, *, gated: bool, rows_max: int = 0, relay: int = 0, retry: bool = False, weight: int = 1
+) -> int:
     """Return the order word."""
     assert action in (RUN, RETURN, CANCEL), action
     assert 0 <= rows_max <= _ROWS_MAX_LIMIT, rows_max
     assert 0 <= relay <= _RELAY_LIMIT, relay
-    return action | int(gated) << 8 | rows_max << 16 | relay << 40
+    assert 1 <= weight <= _WEIGHT_LIMIT, weight
+    return action | int(gated) << 8 | int(retry) << 9 | rows_max << 16 | weight << 30 | relay << 40
 
 
 def unpack_order(word: int) -> Order:
     """Take an order word apart."""
-    return Order(word & 0xFF, bool(word >> 8 & 1), word >> 16 & _ROWS_MAX_LIMIT, word >> 40 & _RELAY_LIMIT)
+    return Order(
+        action=word & 0xFF,
+        gated=bool(word >> 8 & 1),
+        rows_max=word >> 16 & _ROWS_MAX_LIMIT,
+        relay=word >> 40 & _RELAY_LIMIT,
+        retry=bool(word >> 9 & 1),
+        weight=max(word >> 30 & _WEIGHT_LIMIT, 1),
+    )
 
 
 class LeaseTable:
@@ -164,8 +179,13 @@ class LeaseTable:
         self._actor[(row * self._slots + slot) * _WORDS + _DONE] = number
 
     def order(self, row: int, slot: int) -> int:
-        """Return the order word as it is now: read before each write (0.1 us)."""
+        """Return the order word as it is now."""
         return self._broker[(row * self._slots + slot) * _WORDS + _ORDER]
+
+    def order_word(self, row: int, slot: int) -> memoryview[int]:
+        """Return the one word that `order` reads, in place: compared before each write (0.03 us)."""
+        at = (row * self._slots + slot) * _WORDS + _ORDER
+        return self._broker[at : at + 1]
 
     def number(self, row: int, slot: int) -> int:
         """Return the number that the slot shows now, 0 if it is free."""

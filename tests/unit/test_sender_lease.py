@@ -280,6 +280,6 @@ def test_a_message_that_cannot_be_made_fails_its_row_and_says_why(make_lease: Ma
     """CLAIMED becomes FAILED without an attempt."""
     lease = make_lease(1)
     (row,) = durable(lease)
-    record.not_composed(lease, row, "no such field: `city`", NOW_S)
+    record.unsendable(lease, row, "cannot be composed: no such field: `city`", NOW_S)
     assert state(lease, row) is States.FAILED
     assert read_replies(lease.replies.path) == {0: [(0, "cannot be composed: no such field: `city`")]}
