@@ -13,19 +13,23 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from broker.account import account_of, count_open, ended_account, rate_of, sustained
+from broker.again import Again
 from broker.breaker import Verdict
 from broker.contract.campaign import CampaignSpec
 from broker.contract.errors import EcmError
 from broker.contract.log import log
 from broker.contract.timefmt import rfc3339
+from broker.custody import Custody
 from broker.leases import CANCEL, RETURN
 from broker.preparing import Preparing, origin_of
 from broker.running import ACTIVE, SENDING, Phase, Running
 from broker.store import campaigns as store_campaigns
+from broker.why import why
 from shm.files.ledger import Counts
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ class Campaigns:
         self.running: dict[int, Running] = {}
         self.preparing = Preparing(engine, self)
         self.turn = asyncio.Lock()  # of a change of state; held for store calls only
+        self.again = Again(engine, self, Custody(engine.state, engine.instance, engine.machine.boot_id or ""))
 
     # what is asked of them
 
@@ -135,11 +140,12 @@ class Campaigns:
         await self.preparing.checked(number)
 
     async def adopt(self, row: Any) -> None:
-        """Take a campaign whose shards are ready into memory: after its snapshot, or at a start of the engine."""
+        """Take a campaign whose shards are ready into memory: after its snapshot, at a start, or to retry people."""
         spec = CampaignSpec.from_map(row.spec)
         shards = await self._engine.store_call(store_campaigns.shards, row.id)
         policy = "hold" if row.state == "cancelled" else spec.uncertain
         states = await self._engine.work(lambda: self._engine.recovery.shards(row.id, shards, policy))
+        await self.again.finish(row, states)
         origin = await self._engine.work(lambda: origin_of(self._engine.state, self._engine.instance, row.id, spec))
         relays, barred = self._engine.relays.routes(origin)
         campaign = Running(
@@ -227,6 +233,14 @@ class Campaigns:
         with contextlib.suppress(TimeoutError):  # thousands of idle shards take longer; nobody in them is mailed
             await asyncio.wait_for(done.wait(), CANCEL_S)
         return await self.account(number)
+
+    async def retry(self, number: int, states: Sequence[str]) -> dict[str, Any]:
+        """Try people again who are in these states: {"retried", "campaign"}."""
+        return await self.again.retry(number, states)
+
+    async def why(self, number: int) -> dict[str, Any]:
+        """What holds a campaign back: {"campaign", "state", "causes"}."""
+        return await why(self._engine, number)
 
     async def _conclude_cancel(self, campaign: Running, done: asyncio.Event) -> None:
         try:

@@ -111,11 +111,12 @@ class Pacing:
             await self.keep_reserves()
 
     def forget(self, campaign: Running) -> None:
-        """A campaign has ended: its windows matter no more."""
+        """A campaign has ended: its windows wait on the disk for a retry; a cancelled one is never retried."""
         owner = f"campaign-{campaign.id}"
         if self._rates.has_owner(owner):
             self._rates.drop_owner(owner, time.monotonic_ns()).close()
-            self._state.windows(owner).unlink(missing_ok=True)
+            if campaign.cancelling:
+                self._state.windows(owner).unlink(missing_ok=True)
 
     def _owners(self, campaign: Running, relay: int) -> list[str]:
         # The campaign's own windows must be there: to leave out what is missing would be to send without limits.

@@ -58,7 +58,8 @@ def next_allowances(
     wanted  what each row is to have in the end; their sum is at most `limit`
     """
     given = {row: min(current.get(row, 0), n) for row, n in wanted.items()}
-    free = limit - sum(max(n, held.get(row, 0)) for row, n in given.items())
+    # What is lowered now is not let go of now: until the sender has seen it, it may open as many as before.
+    free = limit - sum(max(current.get(row, 0), held.get(row, 0)) for row in wanted)
     for row, n in wanted.items():
         covered = max(given[row], min(n, held.get(row, 0)))  # what it holds already costs nothing more
         more = max(0, min(n - covered, free))

@@ -25,7 +25,7 @@ __all__ = ["News", "RelayWatch", "Watched"]
 CLOSED_S = 86400.0  # how long it is believed that a relay closes after so many messages
 MODES = {0: None, 1: "lockstep", 2: "pipelining", 3: "bdat"}
 
-_NOTHING = RelayUse(*[0] * 13)
+_NOTHING = RelayUse(*[0] * len(RelayUse._fields))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from broker.account import rate_of
 from broker.breaker import judge
 from broker.contract.timefmt import rfc3339
+from broker.giveup import give_up, look_s
 from broker.leases import RETURN, RUN
 from broker.relay_news import keep_learnt, tell
 from broker.running import SENDING, Phase, Running, ShardState
 from broker.scheduler import Offer, SenderLoad, plan
-from shm.files.ledger import Ledger
 
 if TYPE_CHECKING:
     from broker.engine import Engine
@@ -34,7 +33,6 @@ SUPERVISE_S = 0.1
 RELAYS_S = 0.25
 SHARE_S = 0.1
 SAMPLE_S = 0.25
-GIVE_UP_S = 30.0
 
 
 class Rounds:
@@ -186,15 +184,12 @@ class Rounds:
         return None if down is None else (down.code, down.message, down.hint)
 
     async def _give_up(self) -> None:
-        """Give up recipients whose time is over in shards that nobody holds, whatever the campaign's state."""
+        """Give up recipients whose time is over, whatever the campaign's state."""
         engine = self._engine
         while True:
-            await asyncio.sleep(GIVE_UP_S)
+            await asyncio.sleep(look_s(list(engine.campaigns.running.values())))
             for campaign in list(engine.campaigns.running.values()):
-                idle = [s for s in campaign.shards.values() if s.phase is Phase.IDLE and s.counts.deferred]
-                now, give_up_s = engine.now_s(), campaign.give_up_s
-                old = [s for s in idle if now - s.counts.first_attempt_ns // 10**9 >= give_up_s]
-                await engine.work_on_idle(campaign, old, partial(_give_up, now_s=now, give_up_s=give_up_s))
+                await give_up(engine, campaign)
                 await engine.campaigns.conclude_if_done(campaign)
 
     def rates_now(self) -> tuple[float, float]:
@@ -207,7 +202,3 @@ class Rounds:
 
 def _relays(campaign: Running) -> list[int]:
     return [index for index, _ in campaign.relays]
-
-
-def _give_up(ledger: Ledger, now_s: int, give_up_s: int) -> int:
-    return ledger.give_up(now_s, give_up_s)

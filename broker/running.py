@@ -123,6 +123,7 @@ class Running:
     judged: Tally = field(default_factory=Tally)  # where the breaker began to judge
     samples: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=24))
     busy: int = 0  # shards a worker thread is at
+    held: set[int] = field(default_factory=set)  # shards that nobody may lease until the broker has changed them
     cancelling: bool = False
     faulted: float = 0.0  # monotonic time until which a failing disk keeps it waiting; 0 = none does
     fault: str = ""  # what the disk said
@@ -133,6 +134,8 @@ class Running:
 
     def file(self, shard: ShardState) -> None:
         """Put an idle shard where the scheduler will find it again: fresh, later, or nowhere."""
+        if shard.number in self.held:
+            return
         if shard.rests_until:
             heapq.heappush(self.resting, (shard.rests_until, shard.number))
         elif shard.fresh:
@@ -193,7 +196,7 @@ class Running:
 
     def _idle(self, number: int) -> bool:
         shard = self.shards[number]
-        return shard.phase is Phase.IDLE and not shard.rests_until
+        return shard.phase is Phase.IDLE and number not in self.held and not shard.rests_until
 
     def _retries(self, due_s: int, number: int) -> bool:
         counts = self.shards[number].counts
@@ -201,8 +204,8 @@ class Running:
 
     @property
     def quiet(self) -> bool:
-        """Whether no shard is leased or being worked at."""
-        return not self.leases and not self.busy
+        """Whether no shard is leased, being worked at, or about to be."""
+        return not self.leases and not self.busy and not self.held
 
     @property
     def concluded(self) -> bool:

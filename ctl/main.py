@@ -19,6 +19,7 @@ COMMANDS = {
     "init": "write what a newcomer starts from",
     "start": "start the engine and return when it is ready",
     "stop": "stop it; what is in flight is finished first",
+    "reload": "read the settings file again",
     "status": "health of the engine, in a word and by exit status",
     "stats": "what is going on, in numbers",
     "send": "send a campaign file and wait for its account",

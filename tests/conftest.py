@@ -26,6 +26,7 @@ pytest_plugins = [
     "tests.fixtures.instance",
     "tests.fixtures.sabotage",
     "tests.fixtures.small_disk",
+    "tests.fixtures.moody_relay",
 ]
 
 MARK = "EMAIL_CAMPAIGN_TEST_SESSION"

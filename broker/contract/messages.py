@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -90,6 +90,15 @@ class Launch(CampaignReference):
     """A draft to launch."""
 
     checked: Annotated[bool, Field(description="true to answer only when the checks have ended, else false")] = False
+
+
+class Retry(CampaignReference):
+    """Whom to try again."""
+
+    states: Annotated[
+        list[Annotated[Literal["failed", "uncertain"], Field(description="`failed` or `uncertain`")]],
+        Field(min_length=1, max_length=2, description="whom to try again: `failed`, `uncertain` or both"),
+    ] = Field(default=["failed"])
 
 
 class CampaignList(Table):
@@ -252,6 +261,17 @@ OPERATIONS: Final = MappingProxyType(
             _CAMPAIGN,
             changes=True,
         ),
+        "campaign.retry": Operation(
+            Retry,
+            "Try people again who failed, or of whom nobody knows; a finished campaign runs again",
+            '`{"retried": {"failed": 3, "uncertain": 0}, "campaign": campaign object}`: how many are tried again',
+            changes=True,
+        ),
+        "campaign.why": Operation(
+            CampaignReference,
+            "Why a campaign is not faster, or does not send: what holds it back, the most binding first",
+            '`{"campaign": 7, "state": "running", "causes": [{"code", "message", "hint", "since", "until"}, ...]}`',
+        ),
         "audience.import": Operation(
             AudienceImport,
             "Import a file of recipients into a list, as a job",
@@ -294,7 +314,8 @@ OPERATIONS: Final = MappingProxyType(
         "relay.check": Operation(
             RelayCheck,
             "Connect to relays, greet, secure, log in, and say what was found; no mail is sent",
-            '`{"ok": true, "relays": [{"name", "ok", "banner", "tls", "mode", "features", "open_ms"} or "error"]}`',
+            '`{"ok": true, "relays": [{"name", "ok", "host", "port", "banner", "tls", "certificate", "features", "login", '
+            '"mode", "window", "round_trip_ms", "open_ms"} or "error"]}`',
         ),
         "job.show": Operation(
             JobReference,

@@ -6,7 +6,7 @@ without processes; a second way in (HTTP, later) would stand on it as well.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from broker.contract.campaign import CampaignSpec
@@ -39,6 +39,12 @@ class Campaigns(Protocol):
 
     async def cancel(self, number: int) -> dict[str, Any]:
         """Answers the account when no further mail can leave."""
+
+    async def retry(self, number: int, states: Sequence[str]) -> dict[str, Any]:
+        """{"retried", "campaign"}: how many people in these states are tried again, decided durably; the account."""
+
+    async def why(self, number: int) -> dict[str, Any]:
+        """{"campaign", "state", "causes"}."""
 
     async def account(self, number: int) -> dict[str, Any]:
         """The campaign object."""
