@@ -11,31 +11,24 @@ Invariants
 import json
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from broker.contract.errors import EcmError
 from ctl import output
 from ctl.modules import program
+from ctl.stage import Stage
 
 __all__ = ["Demo", "main", "write_recipients"]
 
 RECIPIENTS = 10_000
 SHOWN = 3
-SINK_S = 20.0  # until the sink must listen, and later end
-LOG_LINES = 20
 BODY_LINES = 8
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEADERS = ("From", "To", "Subject", "Date", "Message-ID", "List-Unsubscribe", "List-Unsubscribe-Post", "Content-Type")
 
 # Names and towns that need every part of a mail's encodings.
@@ -51,91 +44,45 @@ class DemoError(Exception):
 def main() -> int:
     """Run the demo. Returns the exit status."""
     output.prepare()
-    demo = Demo(Path(tempfile.mkdtemp(prefix="ecm-demo-", dir="/tmp")))  # short: sockets lie in it
-    for number in SIGNALS:
-        signal.signal(number, demo.on_signal)
+    stage = Stage("demo")
     try:
-        demo.run()
-    except (DemoError, OSError, subprocess.SubprocessError) as error:
-        output.say(f"error: the demo failed: {error}")
-        demo.tell_log()
+        Demo(stage).run()
+    except (DemoError, EcmError, OSError, subprocess.SubprocessError) as error:
+        output.say(f"error: the demo failed: {error.message if isinstance(error, EcmError) else error}")
+        stage.tell_log()
         return 1
     except KeyboardInterrupt:
         output.say("interrupted: cleaning up")
         return 130
     finally:
-        demo.clean()
+        stage.clean()
     return 0
 
 
 class Demo:
-    """One run in a directory of its own."""
+    """One run on a stage of its own."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
-        self._state = place / "var"
-        self._kept = place / "sink"
-        self._sink: subprocess.Popen[str] | None = None
-        self._starting: subprocess.Popen[bytes] | None = None
-        self._held = self._signalled = False
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ECM_")}
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._place = stage.place
 
     def run(self) -> None:
         """All steps. Raises DemoError."""
         self._ctl("init", str(self._place), quiet=True)
         write_recipients(self._place / "recipients.csv", RECIPIENTS)
         output.say(f"demo: {RECIPIENTS:,} recipients, a relay that delivers nothing, an engine in {self._place}")
-        host, port = self._start_sink()
+        host, port = self._stage.start_sink(SHOWN)
         _edit(self._place / "ecm.toml", {"host": f'"{host}"', "port": str(port)})
         _edit(self._place / "campaign.toml", {"per_second": "0", "per_minute": "0"}, without=("burst", "wait_ms"))
         output.say("demo: it lifts the default limit of 100/s, to show what the engine can do")
-        self._start_engine()
+        ready = self._stage.start_engine(self._place / "ecm.toml")
+        output.say(f"engine ready: pid {ready['pid']}, state {self._stage.state.root}, settings {ready['settings']}")
         self._ctl("send", str(self._place / "campaign.toml"), "--yes")
         account = self._account()
         self._show_messages()
         output.line(_rate_in_words(account))
 
-    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """Interrupt what is being done, or what follows it if that may not be interrupted."""
-        self._signalled = True
-        if not self._held:
-            raise KeyboardInterrupt
-
-    @contextmanager
-    def _uninterrupted(self) -> Iterator[None]:
-        """A process is made and noted, or neither: one that is not noted would never be ended."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-        if self._signalled:
-            raise KeyboardInterrupt
-
     # steps
-
-    def _start_sink(self) -> tuple[str, int]:
-        command = program(
-            "ctl.main", ("sink", "--port", "0", "--json", "--keep", str(self._kept), "--keep-first", str(SHOWN))
-        )
-        with self._uninterrupted():
-            self._sink = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self._environment,
-                start_new_session=True,  # Ctrl-C reaches us alone: we end it when nobody speaks with it any more
-            )  # fmt: skip
-        assert self._sink.stdout is not None
-        line = self._sink.stdout.readline()
-        if not line:
-            raise DemoError(f"the sink ended with status {self._sink.wait(SINK_S)}")
-        where = json.loads(line)
-        return where["host"], where["port"]
-
-    def _start_engine(self) -> None:
-        command = self._command("start", "--config", str(self._place / "ecm.toml"))
-        with self._uninterrupted():
-            self._starting = subprocess.Popen(command, env=self._environment, start_new_session=True)
-        if self._starting.wait():
-            raise DemoError("the engine did not start")
 
     def _account(self) -> dict[str, Any]:
         shown = self._ctl("campaign", "list", "--json", quiet=True)
@@ -145,9 +92,8 @@ class Demo:
         return account
 
     def _show_messages(self) -> None:
-        assert self._sink is not None, "mail was delivered to it"
-        counts = self._stop_sink()
-        with (self._kept / "messages.ndjson").open(encoding="utf-8") as file:
+        counts = self._stage.stop_sink()
+        with (self._stage.kept / "messages.ndjson").open(encoding="utf-8") as file:
             delivered = [json.loads(next(file))["data"].encode("latin-1") for _ in range(SHOWN)]
         output.line()
         output.line(f"{SHOWN} of the {counts['messages']:,} messages the relay has accepted:")
@@ -157,54 +103,22 @@ class Demo:
                 output.line(text)
         output.line()
 
-    def _stop_sink(self) -> dict[str, int]:
-        sink = self._sink
-        assert sink is not None
-        assert sink.stdout is not None
-        sink.terminate()
-        line = sink.stdout.readline()
-        sink.wait(SINK_S)
-        counts: dict[str, int] = json.loads(line)
-        return counts
-
     # parts
 
     def _command(self, *arguments: str) -> list[str]:
-        return program("ctl.main", ("--state", str(self._state), *arguments))
+        return program("ctl.main", ("--state", str(self._stage.state.root), *arguments))
 
     def _ctl(self, *arguments: str, quiet: bool = False) -> str:
         """Run a command as a user would; with `quiet`, its stdout is returned instead of shown."""
         stdout = subprocess.PIPE if quiet else None
         stderr = subprocess.PIPE if quiet else None
         done = subprocess.run(
-            self._command(*arguments), check=False, stdout=stdout, stderr=stderr, text=True, env=self._environment
+            self._command(*arguments), check=False, stdout=stdout, stderr=stderr, text=True, env=self._stage.environment
         )
         if done.returncode:
             said = f": {done.stderr.strip()}" if quiet else ""
             raise DemoError(f"`ctl {arguments[0]}` ended with status {done.returncode}{said}")
         return done.stdout or ""
-
-    def tell_log(self) -> None:
-        """The end of the engine's log, to see why."""
-        log = self._state / "log" / "engine.log"
-        if log.is_file():
-            output.say(f"the end of {log}:")
-            for text in log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]:
-                output.say(f"  {text}")
-
-    def clean(self) -> None:
-        """Stop everything and remove everything; another Ctrl-C does not stop that."""
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        if self._starting is not None:
-            self._starting.wait()  # an engine on its way up could not be told to stop
-            subprocess.run(
-                self._command("stop", "--now"), check=False, stderr=subprocess.DEVNULL, env=self._environment
-            )
-        if self._sink is not None:
-            self._sink.terminate()
-            self._sink.wait(SINK_S)
-        shutil.rmtree(self._place)
 
 
 def write_recipients(path: Path, rows: int) -> None:

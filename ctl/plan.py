@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from broker.contract.campaign import parse_campaign
+from broker.contract.campaign import CampaignSpec, parse_campaign
 from ctl import output
 
-__all__ = ["least_seconds", "plan"]
+__all__ = ["binding_limit", "least_seconds", "plan"]
 
 WINDOWS = (("per_minute", 60), ("per_hour", 3600), ("per_day", 86400))
 BURST_S = 0.05  # a bucket without a depth of its own holds this much of its rate
@@ -25,14 +25,10 @@ def plan(args: Mapping[str, Any], checked: Mapping[str, Any], relays: Mapping[st
     spec = parse_campaign(args["text"], args["file"], args["attached"], args.get("recipients"))
     audience = checked["audience"] - checked["suppressed"]
     known = {relay["name"]: relay for relay in relays["relays"]}
-    weights = {spec.relay: 1} if spec.relay in known else relays["pools"].get(spec.relay, {})
-    servers = ", ".join(f"{name} ({known[name]['host']}:{known[name]['port']})" for name in weights)
-    limits = [("", audience, spec.rate.to_map())]
-    limits += [
-        (f"relay.{name}.", math.ceil(audience * weight / sum(weights.values())), known[name]["rate"])
-        for name, weight in weights.items()
-    ]
-    seconds, binding = max((least_seconds(rate, n, of) for of, n, rate in limits), default=(0.0, None))
+    servers = ", ".join(
+        f"{name} ({known[name]['host']}:{known[name]['port']})" for name in _weights(spec.relay, relays)
+    )
+    seconds, binding = binding_limit(spec, audience, relays)
     left_out = [f"{checked[name]:,} {name}" for name in ("rejected", "duplicates", "suppressed") if checked[name]]
     sender = f"{spec.from_name} <{spec.from_address}>" if spec.from_name else spec.from_address
     return [
@@ -43,6 +39,29 @@ def plan(args: Mapping[str, Any], checked: Mapping[str, Any], relays: Mapping[st
         ("limit", binding or "none: as fast as machine and relay allow"),
         ("time", f"at least {output.duration(seconds)}" if binding else "unknown"),
     ]
+
+
+def binding_limit(spec: CampaignSpec, audience: int, relays: Mapping[str, Any]) -> tuple[float, str | None]:
+    """(the least time that the campaign's and its relays' limits let it take, the limit that makes it so long).
+
+    audience  people who will get mail;  relays  of `relay.list`
+    """
+    known = {relay["name"]: relay for relay in relays["relays"]}
+    weights = _weights(spec.relay, relays)
+    limits = [("", audience, spec.rate.to_map())]
+    limits += [
+        (f"relay.{name}.", math.ceil(audience * weight / sum(weights.values())), known[name]["rate"])
+        for name, weight in weights.items()
+    ]
+    return max(
+        (least_seconds(rate, n, of) for of, n, rate in limits), key=lambda limit: (limit[0], limit[1] is not None)
+    )
+
+
+def _weights(name: str, relays: Mapping[str, Any]) -> dict[str, int]:
+    """Relays and weights behind a campaign's relay: one relay, or a pool."""
+    weights: dict[str, int] = relays["pools"].get(name, {})
+    return {name: 1} if any(relay["name"] == name for relay in relays["relays"]) else weights
 
 
 def least_seconds(rate: Mapping[str, Any], messages: int, owner: str = "") -> tuple[float, str | None]:

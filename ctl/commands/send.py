@@ -4,6 +4,7 @@ Creates and launches the campaign, or follows the one of that name that is under
 (Ctrl-C, a closed terminal) stops nothing: the engine goes on.
 """
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +18,8 @@ from ctl.options import common, options
 
 __all__ = ["command"]
 
+_SHARE = click.FloatRange(0, 1)
+
 
 @click.command("send", help="Send a campaign file and wait for its account.")
 @common
@@ -24,8 +27,37 @@ __all__ = ["command"]
 @click.option("--recipients", metavar="FILE", help="send to these instead of the audience the campaign file names")
 @click.option("--wait/--no-wait", default=True, help="wait for the end (the default), or only for the checks")
 @click.option("--yes", is_flag=True, help="ask nothing")
-def command(file: str, recipients: str | None, wait: bool, yes: bool) -> None:
+@click.option("--rehearse", is_flag=True, help="send to a server that delivers nothing, and tell how it went")
+@click.option("--keep", metavar="DIR", help="of a rehearsal: keep three messages and the rejects here")
+@click.option(
+    "--latency", type=click.FloatRange(0, 3_600_000), metavar="MS", help="of a rehearsal: the relay is so slow"
+)
+@click.option("--defer", type=_SHARE, metavar="P", help="of a rehearsal: share that the relay defers at first")
+@click.option("--bounce", type=_SHARE, metavar="P", help="of a rehearsal: share that the relay refuses")
+def command(file: str, recipients: str | None, wait: bool, yes: bool, rehearse: bool, **rehearsal: Any) -> int:
     """Send."""
+    if rehearse:
+        return _rehearse(file, recipients, rehearsal)
+    for name, value in rehearsal.items():
+        if value is not None:
+            raise click.UsageError(f"`--{name}` is for `--rehearse`")
+    _send(file, recipients, wait, yes)
+    return 0
+
+
+def _rehearse(file: str, recipients: str | None, rehearsal: dict[str, Any]) -> int:
+    """Load what a rehearsal needs, and rehearse."""
+    from ctl.rehearsal import Wanted, rehearse
+
+    chosen = options()
+    keep = rehearsal.pop("keep")
+    faults = [text for name, value in rehearsal.items() if value is not None for text in (f"--{name}", str(value))]
+    wanted = Wanted(Path(keep) if keep is not None else None, tuple(faults))
+    content = CampaignFile(file, recipients)
+    return rehearse(content, chosen.state_dir, chosen.config_path, wanted, as_json=chosen.json)
+
+
+def _send(file: str, recipients: str | None, wait: bool, yes: bool) -> None:
     chosen = options()
     with Client(chosen.state_dir) as client:
         content = CampaignFile(file, recipients)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -13,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.ctl import ROOT, environment
+from tests.fixtures.stage import SHARED_MEMORY, processes_of
 from tests.fixtures.terminal import Terminal
 from tests.fixtures.until import until
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def begin(cwd: Path, **variables: str) -> subprocess.Popen[str]:
@@ -24,16 +22,6 @@ def begin(cwd: Path, **variables: str) -> subprocess.Popen[str]:
         [sys.executable, "-m", "ctl.demo"], cwd=cwd, env=environment() | variables, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def of(place: str) -> list[int]:
-    """Pids of processes that have a file in this directory open: they rename themselves, command lines say nothing."""
-    found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if str(link.readlink()).startswith(place):
-                found.add(int(link.parts[2]))
-    return sorted(found)
 
 
 def place_of(text: str) -> str:
@@ -62,7 +50,7 @@ def test_the_demo_shows_an_account_and_three_messages(tmp_path: Path) -> None:
     assert "it lifts the default limit of 100/s" in stderr
     place = place_of(stderr)
     assert not Path(place).exists()
-    assert of(place) == []
+    assert processes_of(place) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,7 +72,7 @@ def test_an_interrupted_demo_leaves_nothing(moment: str, number: signal.Signals,
     assert demo.returncode == 130, text + rest
     place = place_of(text)
     assert not Path(place).exists()
-    until(lambda: of(place) == [], within_s=5)
+    until(lambda: processes_of(place) == [], within_s=5)
     assert segment is None or not list(SHARED_MEMORY.glob(f"{segment}*"))
 
 
