@@ -20,6 +20,12 @@ from broker.contract.errors import EcmError
 
 __all__ = ["explain", "main"]
 
+_SLOWED = ("slowed", "slowed down, and paused when nearly all of its replies are like this")
+_TO_RELAY = {
+    About.SENDER: _SLOWED,
+    About.THROTTLING: _SLOWED,
+    About.STEP: ("stepped_down", "spoken to one mode lower for a while"),
+}
 _WORDS = {Stage.MAIL: "to MAIL", Stage.RCPT: "to RCPT", Stage.DATA: "to DATA", Stage.BODY: "to the message"}
 
 
@@ -38,6 +44,13 @@ def _at(stage: Stage, reply: Reply) -> dict[str, Any]:
     }
 
 
+def _to_relay(about: About, code: int) -> tuple[str, str]:
+    """What the reply does to the relay: a word for programs, and a line."""
+    if code == 503:
+        about = About.STEP
+    return _TO_RELAY.get(about, ("unchanged", "used as before"))
+
+
 def explain(text: str) -> dict[str, Any]:
     """What the reply in `text` means. Raises EcmError invalid_value if there is none."""
     try:
@@ -47,6 +60,7 @@ def explain(text: str) -> dict[str, Any]:
         raise EcmError("invalid_value", str(error), hint=hint) from error
     rule = rule_of(reply) if reply.code >= 400 else None
     about = rule.about if rule is not None else About.OTHER if reply.code >= 400 else About.NONE
+    word, line = _to_relay(about, reply.code)
     return {
         "reply": str(reply),
         "code": reply.code,
@@ -54,6 +68,7 @@ def explain(text: str) -> dict[str, Any]:
         "about": about.value,
         "meaning": MEANING[about],
         "rule": None if rule is None else {"pattern": rule.pattern.pattern, "example": rule.example},
+        "relay": {"becomes": word, "meaning": line},
         "stages": [_at(stage, reply) for stage in STAGES],
     }
 
@@ -72,6 +87,7 @@ def as_text(found: dict[str, Any]) -> str:
             lines.append(
                 f"in answer {_WORDS[Stage[at['stage']]]:14}: {at['state']} ({at['class']}){again}, {connection}"
             )
+    lines.append(f"the relay is {found['relay']['meaning']}")
     return "\n".join(lines)
 
 

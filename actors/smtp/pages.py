@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.smtp.outcome import OUTCOMES, STAGES, Connection, decide
+from actors.smtp.events import Concluded, Event, Mode, Stage
+from actors.smtp.outcome import CONCLUDES, Connection, decide
 from actors.smtp.reply import Reply
 from actors.smtp.rules import MEANING, RULES, About
 from actors.smtp.session import deadline_s
-from actors.smtp.transaction import Concluded, Event, Stage
 from broker.contract.endpoint import Endpoint
 from broker.contract.relay import Relay
 
@@ -38,24 +38,45 @@ _HAPPENED = {
     Event.GARBAGE_BEFORE: "no SMTP reply, or one nobody asked for; the body not handed over",
     Event.GARBAGE_AFTER: "the same, the body handed over",
 }
+_HAPPENED_IN_WINDOW = {
+    Event.BAD_SEQUENCE: "503; any refusal of RSET; 500, 501, 502 or 504 to BDAT",
+    Event.LOST_BEFORE: "connection lost behind a 421",
+    Event.LOST_AFTER: "connection lost",
+    Event.TIMEOUT_BEFORE: "deadline passed behind a 421",
+    Event.TIMEOUT_AFTER: "deadline passed",
+    Event.GARBAGE_AFTER: "no SMTP reply, or a 3xx",
+}
 _THEN = {Connection.KEEP: "", Connection.CLOSE: "; close", Connection.STEP_DOWN: "; step down"}
 _TYPICAL = {Event.TRANSIENT: 450, Event.PERMANENT: 550, Event.BAD_SEQUENCE: 503, Event.CLOSING: 421}
 
 
-def _cell(stage: Stage, event: Event) -> str:
-    if (stage, event) not in OUTCOMES:
-        return "goes on"
+def _cell(mode: Mode, stage: Stage, event: Event) -> str:
+    if event not in CONCLUDES[mode][stage]:
+        return "goes on" if event is Event.OK else ""
     reply = Reply(_TYPICAL[event], None, "") if event in _TYPICAL else None
     outcome = decide(Concluded(0, stage, reply, event))
     at_once = ", at once" if outcome.due_now else ""
     return f"{outcome.state.name.lower()}{at_once}{_THEN[outcome.action]}"
 
 
-def outcomes() -> str:
-    """The table of outcomes."""
-    names = ["MAIL", "RCPT", "DATA", "the dot"]
-    rows = [f"| {_HAPPENED[event]} | " + " | ".join(_cell(stage, event) for stage in STAGES) + " |" for event in Event]
-    return "\n".join([f"| what happened | {' | '.join(names)} |", "|---" * 5 + "|", *rows])
+def _outcomes(mode: Mode, names: list[str], happened: dict[Event, str]) -> str:
+    stages = CONCLUDES[mode]
+    rows = [
+        f"| {happened[event]} | {' | '.join(_cell(mode, stage, event) for stage in stages)} |"
+        for event in Event
+        if any(event in events for events in stages.values())
+    ]
+    return "\n".join([f"| what happened | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows])
+
+
+def by_data() -> str:
+    """The table of outcomes in lock-step and with PIPELINING."""
+    return _outcomes(Mode.PIPELINING, ["MAIL", "RCPT", "DATA", "the dot"], _HAPPENED)
+
+
+def by_bdat() -> str:
+    """The table of outcomes in a window of BDAT."""
+    return _outcomes(Mode.BDAT, ["RSET, MAIL", "RCPT", "BDAT"], {**_HAPPENED, **_HAPPENED_IN_WINDOW})
 
 
 def classes() -> str:
@@ -80,7 +101,7 @@ def _escaped(pattern: str) -> str:
 def deadlines() -> str:
     """Seconds a relay may take, as shipped."""
     relay = Endpoint.from_map(Relay.model_validate({"host": "localhost"}).to_map())
-    words = {Stage.IDLE: "an idle connection is kept", Stage.CONNECT: "TCP", Stage.BODY: "the dot"}
+    words = {Stage.IDLE: "an idle connection is kept", Stage.CONNECT: "TCP", Stage.BODY: "the dot, or BDAT"}
     rows = [
         f"| {words.get(stage, stage.name)} | {deadline_s(relay, stage):g} |"
         for stage in Stage
@@ -91,7 +112,8 @@ def deadlines() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "outcomes": outcomes,
+    "outcomes by DATA": by_data,
+    "outcomes by BDAT": by_bdat,
     "classes": classes,
     "rules": rules,
     "deadlines": deadlines,

@@ -39,6 +39,7 @@ def test_a_reply_is_explained_as_it_would_be_judged(capsys: pytest.CaptureFixtur
     assert said[1].startswith("about us: ")
     assert said[2].endswith("blocked using zen.spamhaus.org")
     assert "in answer to RCPT       : deferred (sender), connection kept" in said
+    assert said[-1] == "the relay is slowed down, and paused when nearly all of its replies are like this"
 
 
 def test_a_reply_is_explained_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +48,8 @@ def test_a_reply_is_explained_for_programs(capsys: pytest.CaptureFixture[str]) -
     found = json.loads(capsys.readouterr().out)
     assert (found["code"], found["enhanced"], found["about"]) == (550, "5.1.1", "recipient")
     assert [at["state"] for at in found["stages"]] == ["deferred", "bounced", "bounced", "bounced"]
+    assert found["relay"]["becomes"] == "unchanged"
+    assert explain.explain("503 5.5.1 Error: nested MAIL command")["relay"]["becomes"] == "stepped_down"
 
 
 def test_an_accepted_reply_concludes_at_the_dot_only(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +59,7 @@ def test_an_accepted_reply_concludes_at_the_dot_only(capsys: pytest.CaptureFixtu
         "250 2.0.0 Ok",
         "about nothing: all is well",
         "in answer to the message: sent (none), connection kept",
+        "the relay is used as before",
     ]
 
 
