@@ -40,6 +40,8 @@ NINE: Final = (
 )  # fmt: skip
 NUMBERS: Final = ("audience", *NINE, "duplicates", "attempts", "resent")
 UNFINISHED: Final = ("pending", "in_flight", "deferred")
+ENDED: Final = frozenset({"finished", "cancelled"})
+READS_MAX: Final = 10  # of a campaign that is retried, and ends again, while it is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,11 @@ def audit(state: StateDir, wanted: str) -> Audit:
     """Everything that can be proved about the campaign whose id or name is `wanted`. Raises EcmError."""
     instance = instance_of(state)
     found = find_campaign(state, instance, wanted)
-    stored = stored_campaign(state.store_db, found.campaign)  # first: what has ended does not change any more
-    counts, rows, discrepancies = _files(state.campaign(found.campaign), instance, found.campaign, stored)
+    for _ in range(READS_MAX):
+        stored = stored_campaign(state.store_db, found.campaign)  # first: what has ended changes by a retry alone
+        counts, rows, discrepancies = _files(state.campaign(found.campaign), instance, found.campaign, stored)
+        if stored is None or stored.state not in ENDED or stored_campaign(state.store_db, found.campaign) == stored:
+            break
     discrepancies += _sums(counts, rows)
     if stored is not None:
         discrepancies += _against(counts, rows, stored)
@@ -184,7 +189,7 @@ def _sums(counts: Counts, rows: int) -> list[str]:
 
 def _against(counts: Counts, rows: int, stored: Stored) -> list[str]:
     """What the store was told at the snapshot, and at the end if there was one."""
-    ended = stored.state in {"finished", "cancelled"}
+    ended = stored.state in ENDED
     ours = {name: getattr(counts, name) for name in NUMBERS}
     theirs = stored.counts
     compared = NUMBERS if ended else ("audience", "duplicates")

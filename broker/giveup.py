@@ -32,8 +32,8 @@ class _Engine(Protocol):
 
 def look_s(campaigns: list[Running]) -> float:
     """How long until the next look: for campaigns that give up soon a quarter of that time, else LOOK_S."""
-    soonest = min((campaign.give_up_s for campaign in campaigns), default=LOOK_S)
-    return max(LOOK_S_MIN, min(LOOK_S, soonest / 4))
+    soonest = min((campaign.give_up_s / 4 for campaign in campaigns), default=LOOK_S)
+    return max(LOOK_S_MIN, min(LOOK_S, soonest))
 
 
 async def give_up(engine: _Engine, campaign: Running) -> None:

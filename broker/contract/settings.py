@@ -52,6 +52,8 @@ RETRY_CLASSES = ("recipient", "sender", "greylisting", "throttling", "mailbox_fu
 
 _SHIPPED = {  # seconds: what a class gets where [retry] says nothing
     "greylisting": {"first_s": 300, "max_s": 3600},  # lists forget a pair that does not come back within hours
+    "throttling": {"first_s": 600},  # whoever is too busy for us is so for a while, and more knocking prolongs it
+    "sender": {"first_s": 1800},  # a list that blocks us, a quota: people have to act, or an hour to pass
     "mailbox_full": {"first_s": 3600, "max_s": 14400},  # people do not empty a mailbox in five minutes
 }
 

@@ -1,4 +1,4 @@
-"""`campaign retry`: who failed or is uncertain is tried again, in whatever state the campaign is, and nobody else is."""
+"""`campaign retry`: who failed or is uncertain is tried again, whatever the campaign does, and nobody else is."""
 
 from __future__ import annotations
 

@@ -58,6 +58,26 @@ def test_a_campaign_is_created_launched_paused_resumed_and_cancelled(tmp_path: P
     serve(tmp_path, body)
 
 
+def test_a_campaign_is_retried_and_says_what_holds_it_back(tmp_path: Path) -> None:
+    """Failed people unless others are named; a state nobody can be retried from is refused before anything is done."""
+
+    async def body(_engine: SmallEngine, caller: Caller) -> None:
+        await caller.ask("campaign.create", content())
+        answer = await caller.ask("campaign.retry", {"campaign": "news"}, key="k")
+        assert answer == {"retried": {"failed": 1}, "campaign": {"id": 1, "name": "news", "state": "running"}}
+        assert await caller.ask("campaign.retry", {"campaign": "news"}, key="k") == answer
+        both = await caller.ask("campaign.retry", {"campaign": 1, "states": ["uncertain", "failed"]})
+        assert both["retried"] == {"uncertain": 1, "failed": 1}
+        for states in (["bounced"], [], "failed"):
+            error = await refused(caller, "campaign.retry", {"campaign": 1, "states": states})
+            assert error.code == "invalid_value"
+            assert (error.field or "").startswith("states")
+        assert await caller.ask("campaign.why", {"campaign": 1}) == {"campaign": 1, "state": "running", "causes": []}
+        assert (await refused(caller, "campaign.why", {"campaign": "nobody"})).code == "unknown_campaign"
+
+    serve(tmp_path, body)
+
+
 def test_sending_a_name_replaces_a_draft_follows_what_runs_and_refuses_what_ended(tmp_path: Path) -> None:
     """A name belongs to one campaign: the rules of send and wait."""
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shm.files.ledger import Ledger, Recovered, Retried, Row, States, pack_a, unpack_a
-from shm.files.ledger_idle import retryable, suppress_idle
+from shm.files.ledger import Ledger, Recovered, Row, States, pack_a, unpack_a
+from shm.files.ledger_idle import Retried, retryable, suppress_idle
 
 INSTANCE = "ab" * 16
 BOOT = "3f0c9a52-6a5b-4a3e-9d6e-0c4f6f1f2a3b"
