@@ -69,7 +69,6 @@ __all__ = [
     "LedgerMismatch",
     "Policy",
     "Recovered",
-    "Retried",
     "Row",
     "States",
     "Writer",
@@ -79,8 +78,7 @@ __all__ = [
 ]
 
 KEPT: Final = ATTEMPTS_MAX << 8 | STICKY  # what a reply leaves of word A
-_CLAIMED, _SENDING, _DEFERRED = int(States.CLAIMED), int(States.SENDING), int(States.DEFERRED)
-_SENT: Final = int(States.SENT)
+_CLAIMED, _SENDING, _SENT, _DEFERRED = map(int, (States.CLAIMED, States.SENDING, States.SENT, States.DEFERRED))
 _TO_SENDING: Final = _SENDING - _CLAIMED
 
 
