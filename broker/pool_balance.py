@@ -36,14 +36,15 @@ class Balance:
         """Tokens that go through one relay before the next is chosen."""
         return min(max(TURN_LEAST, self._total // TURN_SHARE), TURN_MOST)
 
-    def choose(self, relays: Iterable[int], weights: Mapping[int, int]) -> int:
-        """The relay whose turn it is, among those that may be used now (at least one)."""
-        able = list(relays)
-        front = max(self._offered.get(relay, 0.0) for relay in able)
-        for relay in able:
-            least = front - OWED * self.turn / weights[relay]
+    def forgive(self, weights: Mapping[int, int]) -> None:
+        """Owe nobody more than a few turns. Before what is offered now is charged, since some of that comes back."""
+        least = max(self._offered.values(), default=0.0) - OWED * self.turn / min(weights.values())
+        for relay in weights:
             self._offered[relay] = max(self._offered.get(relay, 0.0), least)
-        return min(able, key=lambda relay: (self._offered[relay], relay))
+
+    def choose(self, relays: Iterable[int]) -> int:
+        """The relay whose turn it is, among those that may be used now (at least one)."""
+        return min(relays, key=lambda relay: (self._offered.get(relay, 0.0), relay))
 
     def charge(self, relay: int, n: int, weight: int) -> None:
         """Count n tokens as offered to a relay; negative: they were not, after all."""

@@ -34,6 +34,7 @@ from shm.files.windows import WindowFile
 __all__ = ["Grant", "Rates", "Route"]
 
 _PASSES = 3  # rounds of sharing per tick: what one owner holds back from a lease, another lease may use
+_TURNS = 4  # slices that a pool's lease may get per tick, each for the relay whose turn it is
 _MANY = 1 << 62
 
 
@@ -185,6 +186,16 @@ class Rates:
             return []
         for windows in dict.fromkeys(windows for lease in lacking for windows in lease.all_owners()):
             windows.refill(now)
+        grants: list[Grant] = []
+        for _ in range(_TURNS):
+            full = self._round(lacking, now, grants)
+            lacking = {lease: n for lease in full if (n := lease.lacks(now))}
+            if not lacking:
+                break
+        return grants
+
+    def _round(self, lacking: dict[PacedLease, int], now: int, grants: list[Grant]) -> list[PacedLease]:
+        """Grant each of these leases one slice at most; returns pool leases that got all of their turn."""
         offered = self._route(lacking, now)
         members: dict[Windows, list[PacedLease]] = {}
         for lease in lacking:
@@ -192,10 +203,11 @@ class Rates:
                 members.setdefault(windows, []).append(lease)
         self._pass_turns(members, lacking, now)
         given = self._share(lacking, members, now)
+        grants += self._grant(given, now)
         for lease, n in offered.items():
             if n > given.get(lease, 0):
                 lease.balance.charge(lease.relay, given.get(lease, 0) - n, lease.weights[lease.relay])
-        return self._grant(given, now)
+        return [lease for lease, n in offered.items() if given.get(lease, 0) == n]
 
     def _settle(self, now: int) -> None:
         told = [lease for lease in (*self._leases.values(), *self._ended) if lease.told is not None]
@@ -214,14 +226,17 @@ class Rates:
         Returns what the balances were charged for each.
         """
         offered: dict[PacedLease, int] = {}
-        for lease in [lease for lease in lacking if lease.routes]:
+        pooled = [lease for lease in lacking if lease.routes]
+        for lease in pooled:
+            lease.balance.forgive(lease.weights)
+        for lease in pooled:
             most = {relay: self._most(lease.number, relay) for relay in lease.routes}
             works = [relay for relay, n in most.items() if n > 0]
             able = [relay for relay in works if (room := lease.routes[relay].room(now)[0]) is None or room > 0]
             if not works:
                 del lacking[lease]
                 continue
-            relay = lease.balance.choose(able or works, lease.weights)
+            relay = lease.balance.choose(able or works)
             lease.take(relay)
             n = lacking[lease] = min(lacking[lease], most[relay], lease.balance.turn)
             lease.balance.charge(relay, n, lease.weights[relay])
@@ -263,7 +278,7 @@ class Rates:
         for windows, under in members.items():
             room, name = windows.room(now)
             asked = sum(lacking[lease] for lease in under)
-            windows.bound = name if room is not None and room < asked else None
+            windows.bound = name if room is not None and room < asked else windows.bound
             rooms[windows] = asked if room is None else room
         able = {lease: n for lease, n in lacking.items() if self._may_have(lease, members, now)}
         for turn in range(_PASSES):
