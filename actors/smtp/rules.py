@@ -66,11 +66,20 @@ _STEP = _rules(
     (r"^500 .*unrecogni[sz]ed command", "500 unrecognized command"),
 )
 
+_OUR_ADDRESS = _rules(  # before the recipient: "User unknown" may be said of ours, too
+    About.SENDER,
+    (r"\bsender address rejected\b", "550 5.1.0 <news@example.com>: Sender address rejected: User unknown"),
+)
+
 _RECIPIENT = _rules(
     About.RECIPIENT,
     (r"^5\d\d 5\.1\.[126]\b", "550 5.1.1 The email account that you tried to reach does not exist."),
-    (r"^5\d\d 5\.2\.1\b", "550 5.2.1 The email account that you tried to reach is inactive."),
+    (r"^5\d\d 5\.2\.1\b(?!.*\bat a rate\b)", "550 5.2.1 The email account that you tried to reach is inactive."),
     (r"^5\d\d .*\b(user unknown|unknown user|no such (user|mailbox|recipient))\b", "550 No Such User Here"),
+    (r"^5\d\d .*\brecipient ?not ?found\b", "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient not found"),
+    (r"^5\d\d 5\.4\.1 .*\brecipient address rejected\b", "550 5.4.1 Recipient address rejected: Access denied."),
+    (r"^5\d\d .*\bmailbox (unavailable|not found)\b", "550 Requested action not taken: mailbox unavailable"),
+    (r"\bdoesn't have a \S+ account\b", "554 delivery error: dd This user doesn't have a yahoo.com account"),
 )
 
 _MAILBOX_FULL = _rules(
@@ -91,6 +100,8 @@ _QUOTA = _rules(  # how much in all, as opposed to how fast
     About.SENDER,
     (r"\b(daily|hourly|monthly) (\w+ ){0,3}(quota|limit)", "454 Throttling failure: Daily message quota exceeded."),
     (r"\b(sending|message|relay) (quota|limits?)\b", "550 5.4.5 Sending quota exceeded"),
+    (r"\bsending paused for this account\b", "554 Message rejected: Sending paused for this account."),
+    (r"\bmaximum credits exceeded\b", "451 Authentication failed: Maximum credits exceeded"),
 )
 
 _THROTTLING = _rules(
@@ -109,6 +120,11 @@ _THROTTLING = _rules(
         "450 4.2.1 The user you are trying to contact is receiving mail at a rate that prevents additional messages",
     ),
     (
+        r"\breceiving mail too quickly\b",
+        "450 4.2.1 The user you are trying to contact is receiving mail too quickly.",
+    ),
+    (r"\bconnections? limit exceeded\b", "432 4.3.2 Concurrent connections limit exceeded."),
+    (
         r"\btoo (many (connections|messages|recipients)|much mail|fast)\b",
         "421 4.7.0 mx.example.com Error: too many connections from 192.0.2.1",
     ),
@@ -123,9 +139,15 @@ _CREDENTIALS = _rules(
     (r"\b(relay access denied|relaying denied)\b", "554 5.7.1 <anna@example.com>: Relay access denied"),
     (r"\b(unable to relay|relay not permitted)\b", "550 5.7.54 SMTP; Unable to relay recipient in non-accepted domain"),
     (r"\bpermissions? to send as\b", "550 5.7.60 SMTP; Client does not have permissions to send as this sender"),
+    (r"\bsendasdenied\b", "554 5.2.252 SendAsDenied; news@example.com not allowed to send as news@example.net"),
+    (r"\bverified sender identity\b", "550 The from address does not match a verified Sender Identity."),
+    (r"\btoo many login attempts\b", "454 4.7.0 Too many login attempts, please try again later."),
     (r"\baddress is not verified\b", "554 Message rejected: Email address is not verified."),
-    (r"^\d+ [45]\.[17]\.8\b", "450 4.1.8 <news@example.com>: Sender address rejected: Domain not found"),
-    (r"\bsender address rejected\b", "553 5.7.1 <news@example.com>: Sender address rejected: not owned by user me"),
+    (
+        r"^\d+ [45]\.[17]\.8\b",
+        "553 5.1.8 <news@example.com>... Domain of sender address news@example.com does not exist",
+    ),
+    (r"\bhelo command rejected\b", "450 4.7.1 <mail.example.com>: Helo command rejected: Host not found"),
 )
 
 _REPUTATION = _rules(
@@ -144,7 +166,20 @@ _REPUTATION = _rules(
         "554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.spamhaus.org",
     ),
     (r"\bclient host\b.*\bblocked\b", "554 5.7.1 Client host [192.0.2.1] blocked by administrator"),
-    (r"\bbanned sending ip\b", "550 5.7.606 Access denied, banned sending IP [192.0.2.1]"),
+    (r"\bbanned send(ing ip|er)\b", "550 5.7.606 Access denied, banned sending IP [192.0.2.1]"),
+    (
+        r"\bwill be permanently deferred\b",
+        "421 4.7.1 [TS03] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.",
+    ),
+    (
+        r"\bnot authorized to send email directly\b",
+        "550 5.7.1 The IP you're using to send mail is not authorized to send email directly to our servers.",
+    ),
+    (r"\bdue to local policy\b", "554 5.7.1 [CS01] Message rejected due to local policy."),
+    (
+        r"\ba problem occurred\b.*\bask your postmaster\b",
+        "554 IP=192.0.2.1 - A problem occurred. (Ask your postmaster for help or to contact tosa@rx.t-online.de)",
+    ),
     (r"\b(poor|low|bad) (ip |domain )?reputation\b", "550 5.7.1 Message rejected due to low domain reputation"),
 )
 
@@ -156,10 +191,12 @@ _CONTENT = _rules(
     ),
     (r"\b(policy reasons|security issue)\b", "554 5.7.9 Message not accepted for policy reasons"),
     (r"^5\d\d 5\.3\.4\b", "552 5.3.4 Message size exceeds fixed limit"),
+    (r"\bmessage size limits?\b", "552 5.2.3 Your message exceeded Google's message size limits."),
 )
 
 RULES: tuple[Rule, ...] = (
     *_STEP,
+    *_OUR_ADDRESS,
     *_RECIPIENT,
     *_MAILBOX_FULL,
     *_GREYLISTING,
