@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import smtplib
+import socket
+import ssl
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
+from actors.smtp.transaction import Mode
 from broker.contract.relay import Relay
 from tests.fixtures.scripted_relay import Message
 from tests.fixtures.smtp_client import send
+from tests.fixtures.until import until
 
 if TYPE_CHECKING:  # pytest itself imports it, as a plugin
+    from tests.fixtures.certificate import Certificate
     from tests.fixtures.sink import RunningSink, StartSink
 
-pytest_plugins = ["tests.fixtures.sink"]
+pytest_plugins = ["tests.fixtures.certificate", "tests.fixtures.sink"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,9 +37,9 @@ def run_sink(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
 
 
-def relay_at(sink: RunningSink) -> Relay:
+def relay_at(sink: RunningSink, **more: object) -> Relay:
     """Settings of a relay at the sink."""
-    return Relay.model_validate({"name": "sink", "host": sink.host, "port": sink.port, "tls": "none"})
+    return Relay.model_validate({"name": "sink", "host": sink.host, "port": sink.port, "tls": "none"} | more)
 
 
 def message(number: int, rcpt: str) -> Message:
@@ -41,17 +48,112 @@ def message(number: int, rcpt: str) -> Message:
     return Message(rcpt=rcpt.encode(), body=head.encode() + b".dots\r\n..\r\nand \xc3\xa4\r\n")
 
 
-@pytest.mark.parametrize("options", [(), ("--no-pipelining",), ("--latency", "5")], ids=["plain", "lockstep", "late"])
-def test_what_we_sent_is_what_it_kept(sink: StartSink, options: tuple[str, ...]) -> None:
-    """Envelopes and bytes of all messages, whatever its manners."""
+@pytest.mark.parametrize("ceiling", list(Mode))
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--no-chunking",), ("--no-pipelining",), ("--latency", "5", "--jitter", "5"), ("--rate", "400")],
+    ids=["plain", "pipelining", "lockstep", "late", "slow"],
+)
+def test_what_we_sent_is_what_it_kept(sink: StartSink, options: tuple[str, ...], ceiling: Mode) -> None:
+    """Envelopes and bytes of all messages, whatever its manners and ours."""
     running = sink(*options, keep=True)
     messages = [message(n, f"user{n}@example.org") for n in range(20)]
-    _, conversation = send(relay_at(running), messages)
+    _, conversation = send(relay_at(running), messages, ceiling=ceiling)
     assert [c.event.value for c in conversation.concluded] == ["2xx"] * 20
     kept = running.messages()
     assert [(m["rcpt_to"], m["data"].encode("latin-1")) for m in kept] == [(m.rcpt.decode(), m.body) for m in messages]
     assert {m["mail_from"] for m in kept} == {"news@example.com"}
-    assert running.stop()["messages"] == 20
+    counts = running.stop()
+    assert (counts["messages"], counts["by_data"] + counts["by_bdat"], counts["duplicates"]) == (20, 20, 0)
+    sizes = [len(m.body) for m in messages]  # told to 16 bytes, and after DATA with the dots that were doubled
+    assert (counts["size_least"], counts["size_greatest"]) == pytest.approx((min(sizes), max(sizes)), abs=16)
+
+
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+@pytest.mark.parametrize("made", [True, False], ids=["certificate made", "certificate given"])
+def test_it_encrypts_and_asks_for_a_password(
+    sink: StartSink, tls: str, made: bool, tmp_path: Path, certificate: Certificate
+) -> None:
+    """Our session logs in and delivers; the certificate that was given is the one that is shown."""
+    (tmp_path / "pw").write_text("geheim\n")
+    given = () if made else ("--cert", str(certificate.file), "--key", str(certificate.file.with_name("key.pem")))
+    running = sink("--tls", tls, "--user", "me", "--password-file", str(tmp_path / "pw"), *given, keep=True)
+    mode = {"tls": "implicit" if tls == "implicit" else "required"}
+    if made:  # nobody knows it: it is taken unseen, as a client that does not look would
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        client = smtplib.SMTP_SSL if tls == "implicit" else smtplib.SMTP
+        with client(running.host, running.port, **({"context": context} if tls == "implicit" else {})) as smtp:
+            if tls == "starttls":
+                smtp.starttls(context=context)
+            with pytest.raises(smtplib.SMTPSenderRefused, match="530"):
+                smtp.sendmail("a@example.com", ["b@example.com"], "Hi\r\n")
+            with pytest.raises(smtplib.SMTPAuthenticationError):
+                smtp.login("me", "falsch")
+            smtp.login("me", "geheim")
+            smtp.sendmail("a@example.com", ["b@example.com"], "Hi\r\n")
+        accepted = 1
+    else:
+        ours = relay_at(running, ca_file=str(certificate.file), username="me", password="geheim", **mode)
+        _, conversation = send(ours, [message(n, f"user{n}@example.org") for n in range(20)])
+        assert [c.event.value for c in conversation.concluded] == ["2xx"] * 20
+        accepted = 20
+    counts = running.stop()
+    assert (counts["messages"], counts["tls_sessions"], counts["logins"]) == (accepted, 1, 1)
+    assert counts["logins_refused"] == 2 * made  # smtplib tries PLAIN, then LOGIN
+
+
+def test_a_handshake_that_fails_leaves_no_session(sink: StartSink) -> None:
+    """A client that speaks no TLS after STARTTLS is gone, and the next is served."""
+    running = sink("--tls", "starttls")
+    with socket.create_connection((running.host, running.port), 10) as wire, wire.makefile("rb") as said:
+        said.readline()
+        wire.sendall(b"STARTTLS\r\n")
+        assert said.readline().startswith(b"220 ")
+        wire.sendall(b"EHLO me\r\nEHLO me\r\n")
+        said.read()
+    until(lambda: running.counts()["sessions_open"] == 0)
+    with smtplib.SMTP(running.host, running.port) as client:
+        assert client.ehlo()[0] == 250
+        assert client.has_extn("starttls")
+    assert running.stop()["tls_sessions"] == 0
+
+
+def test_a_capacity_has_a_best_number_of_connections(sink: StartSink) -> None:
+    """400 a second at 4 connections; at 16 a quarter of it."""
+    running = sink("--rate", "400", "--best-connections", "4")
+
+    def per_second(connections: int, each: int) -> float:
+        relay = relay_at(running)
+        with ThreadPoolExecutor(connections) as pool:
+            messages = [message(n, f"user{n}@example.org") for n in range(each)]
+            ended = list(pool.map(lambda _: send(relay, messages)[1], range(connections)))
+        took_s = max(one.ended_s for one in ended) - min(one.began_s for one in ended)
+        return connections * each / took_s
+
+    assert per_second(4, 100) == pytest.approx(400, rel=0.15)
+    assert per_second(16, 12) == pytest.approx(100, rel=0.3)  # the last ones find it less crowded
+
+
+def test_it_closes_after_so_many_messages_and_nothing_is_lost(sink: StartSink) -> None:
+    """The replies before the end are all read, though the client had written more; the rest is lost, not refused."""
+    running = sink("--close-after", "7")
+    _, conversation = send(relay_at(running), [message(n, f"user{n}@example.org") for n in range(20)])
+    events = [c.event.value for c in conversation.concluded]
+    assert events[:7] == ["2xx"] * 7
+    assert len(events) == 20
+    assert not {"2xx", "4xx", "5xx"} & set(events[7:])
+    assert running.stop()["messages"] == 7
+
+
+def test_greylisting_takes_them_later(sink: StartSink) -> None:
+    """450 4.2.0 at first; when the time has passed they are accepted."""
+    running = sink("--greylist", "1")
+    messages = [message(n, f"user{n}@example.org") for n in range(5)]
+    _, first = send(relay_at(running), messages)
+    assert {str(c.reply and c.reply.code) for c in first.concluded} == {"450"}
+    until(lambda: {c.event.value for c in send(relay_at(running), messages)[1].concluded} == {"2xx"})
+    assert running.stop()["duplicates"] == 0
 
 
 def test_chance_and_magic_are_told_in_the_counts(sink: StartSink) -> None:
@@ -106,6 +208,13 @@ def test_a_port_in_use_is_one_clear_line_and_status_1(sink: StartSink) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--throttle", "0.6", "--drop", "0.6"), "at most 1"),
+        (("--user", "me"), "--user and --password-file belong together"),
+        (("--cert", "x", "--key", "x"), "--cert is for --tls starttls or implicit"),
+        (("--best-connections", "4"), "--best-connections belongs to --rate"),
+        (("--rate", "0"), "messages a second, more than 0, are needed: 0"),
+        (("--size", "0"), "a count from 1 is needed: 0"),
+        (("--greylist", "100000"), "seconds between 0 and a day are needed: 100000"),
         (("--defer", "2"), "a share between 0 and 1 is needed: 2"),
         (("--defer", "0.6", "--bounce", "0.6"), "at most 1"),
         (("--port", "99999"), "a port between 0 and 65535 is needed: 99999"),
@@ -125,6 +234,34 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     ended = run_sink("--port", "0", "--keep", str(tmp_path / "file" / "below"))
     assert ended.returncode == 1
     assert ended.stderr == f"error: cannot write {tmp_path}/file/below: Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--user", "me", "--password-file", "nowhere"), "error: cannot read nowhere: No such file or directory\n"),
+        (("--tls", "starttls", "--cert", "nowhere", "--key", "nowhere"), "error: cannot read nowhere or nowhere: "),
+        (("--tls", "implicit", "--cert", "README.md", "--key", "README.md"), "error: not a certificate and its key: "),
+    ],
+)
+def test_files_that_cannot_be_used_are_told(options: tuple[str, ...], said: str) -> None:
+    """One line, status 1."""
+    ended = run_sink("--port", "0", *options)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(said)
+    assert ended.stderr.count("\n") == 1
+
+
+def test_without_openssl_it_says_what_would_do(tmp_path: Path) -> None:
+    """A certificate cannot be made: the way out is named."""
+    command = [sys.executable, "-m", "actors.sink.actor", "--port", "0", "--tls", "starttls"]
+    bare = {name: value for name, value in os.environ.items() if name != "PATH"} | {"PATH": str(tmp_path)}
+    ended = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        "error: no openssl to make a certificate with",
+        "hint: install it, or give --cert and --key",
+    ]
 
 
 def test_a_full_disk_ends_it_with_the_reason(sink: StartSink, tmp_path: Path) -> None:
