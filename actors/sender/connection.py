@@ -39,6 +39,9 @@ FAREWELL_NS: Final = 2 * SECOND_NS  # how long a relay may take to say 221, what
 
 # Refusals that are about one recipient; they say nothing of what the relay can carry.
 _PERSONAL: Final = frozenset({About.RECIPIENT, About.MAILBOX_FULL, About.GREYLISTING})
+# In windows each message begins with RSET. Exim counts those behind a refused recipient and hangs up at the eleventh,
+# without a word and in the middle of a window; so a connection is replaced well before.
+REFUSED_MAX: Final = 5
 _monotonic_ns = time.monotonic_ns
 
 Flight = tuple[int, "Lease", int, int]  # number, lease, row, monotonic time at which its MAIL was handed over
@@ -66,6 +69,7 @@ class Connection(asyncio.Protocol):
         "_own_window",
         "_patience_ns",
         "_receive",
+        "_refused",
         "_socket",
         "_taken",
         "_transport",
@@ -100,6 +104,7 @@ class Connection(asyncio.Protocol):
         self.windowed = session.mode is Mode.BDAT
         self._own_window = 1
         self._taken = 0  # messages accepted since the window last grew
+        self._refused = 0
         self.says_size = session.features.size is not None
         self.size_max = session.features.size or UNLIMITED
         self._at_ns = walk.at_ns
@@ -151,6 +156,10 @@ class Connection(asyncio.Protocol):
         if outcome.blame not in _PERSONAL:
             self._taken = 0
             self._own_window = self.transactions.window = 1
+        if self.windowed:
+            self._refused += 1
+            if self._refused >= REFUSED_MAX:
+                self.left = 0
 
     @property
     def made_no_progress(self) -> bool:

@@ -146,6 +146,17 @@ def test_exim_has_what_the_ledger_says(exim: RunningExim, lone_sender: StartLone
     assert mode_spoken(lone) is Mode.BDAT
 
 
+def test_exim_losing_patience_with_refusals_leaves_nobody_in_doubt(exim: RunningExim, lone_sender: StartLone) -> None:
+    """It hangs up at the eleventh RSET behind a refused recipient; one connection after the other leaves before."""
+    people = audience(120, "patience.example.org", bounce=4)
+    before = len(exim.accepted(count=0))
+    lone = lone_sender(exim, connections=1)
+    lone.campaign(7, people, uncertain="hold")
+    counts = lone.wait_done(lone.offer(7))
+    assert (counts.sent, counts.bounced, counts.uncertain, counts.attempts) == (90, 30, 0, 120)
+    assert sorted(one.rcpt for one in exim.accepted(count=before + 90)[before:]) == sent_to(lone)
+
+
 def test_opensmtpd_has_what_the_ledger_says(opensmtpd: RunningOpenSmtpd, lone_sender: StartLone) -> None:
     """It takes nothing ahead of its replies: lock-step, and every message arrives."""
     people = [*audience(80, "sender.example.org"), "bounce@example.com"]
