@@ -70,7 +70,9 @@ class BdatExchange(Exchange):
         """Messages that may be submitted right now: what the window and WINDOW_BYTES leave, one at least if idle."""
         if self._closing or self._finishing:
             return 0
-        left = min(self.window - len(self._flights), (WINDOW_BYTES - self._bytes) // self._size)
+        left = self.window - len(self._flights)
+        if self._bytes + left * self._size > WINDOW_BYTES:
+            left = (WINDOW_BYTES - self._bytes) // self._size
         if left > 0:
             return left
         return 0 if self._flights else 1
