@@ -170,7 +170,8 @@ def postfix(end: End | None = None, **settings: str) -> Iterator[Postfix]:
             etc = str(home / "etc")
             lines = [f"{name}={value}" for name, value in {"default_process_limit": "200", **settings}.items()]
             subprocess.run(["postconf", "-c", etc, "-e", *lines], check=True)
-            subprocess.run(["postfix", "-c", etc, "reload"], check=True, capture_output=True)
+            reload = ["postfix", "-c", etc, "reload"]
+            subprocess.run(end.command(*reload) if end else reload, check=True, capture_output=True)
             yield Postfix(running.port, running.ca_file, home)
         finally:
             running.stop()

@@ -105,6 +105,8 @@ class Steering:
                 others = actor[list(rows[1:]), table.TOGETHER]
                 self._growth.adopt(int(others.max()) if len(others) else self._together)
             self._leads = True
+            # Each member has one connection at least: fewer can be asked for, and would be judged, but do not come.
+            self._growth.target = max(self._growth.target, min(len(rows), sight.allowance))
             if not self._window.moving:
                 self._growth.step(sight)
             self._together = max(self._growth.target, 1)
