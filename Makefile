@@ -39,11 +39,13 @@ lint: $(STAMP) ## Check style, types and the floors of the house
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m actors.smtp.pages --check docs/smtp.md
+	@$(BIN)/python -m actors.sink.pages --check docs/rehearsal.md
 	@$(BIN)/python -m broker.contract.protocol_page --check
 	@$(BIN)/python -m ctl.reference --check docs/cli.md
 
 docs: $(STAMP) ## Write the generated parts of docs/ anew
 	@$(BIN)/python -m actors.smtp.pages docs/smtp.md
+	@$(BIN)/python -m actors.sink.pages docs/rehearsal.md
 	@$(BIN)/python -m broker.contract.protocol_page --write
 	@$(BIN)/python -m ctl.reference --write docs/cli.md
 

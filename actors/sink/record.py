@@ -18,37 +18,40 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["FLUSH_S", "Record"]
+__all__ = ["COUNTERS", "FLUSH_S", "MEANINGS", "Record"]
 
 FLUSH_S = 0.05  # long enough to batch, short enough that a person looking at the file sees it live
 _FLUSH_BYTES = 1 << 22  # a busy sink writes sooner, to bound memory
 
 _MESSAGE_ID_RE = re.compile(rb"(?:^|\r\n)Message-ID:[ \t]*([^\r\n]*)\r\n", re.IGNORECASE)
 
-COUNTERS = (
-    "sessions",
-    "messages",
-    "bytes",
-    "by_bdat",
-    "duplicates",
-    "deferred",
-    "greylisted",
-    "full",
-    "bounced",
-    "blocked",
-    "refused",
-    "throttled",
-    "closed_421",
-    "dropped_before",
-    "dropped_during",
-    "dropped_after",
-    "hung",
-    "garbage",
-    "turned_away",
-    "tls_sessions",
-    "logins",
-    "logins_refused",
-)
+MEANINGS = {
+    "sessions": "connections that were greeted or turned away",
+    "messages": "accepted, one for each recipient",
+    "bytes": "of them; after DATA with the dots that were doubled",
+    "by_bdat": "of the messages, those that came in chunks; `by_data`: the others",
+    "duplicates": "accepted for a recipient who had accepted the same Message-ID, among the last million messages",
+    "deferred": "temporary refusals",
+    "greylisted": "of strangers",
+    "full": "of full mailboxes",
+    "bounced": "refusals for good",
+    "blocked": "refusals that blame the sender or its message",
+    "refused": "messages beyond SIZE, and parameters that are not taken",
+    "throttled": "too fast, or over the quota",
+    "closed_421": "connections closed by a 421",
+    "dropped_before": "connections broken off before the body",
+    "dropped_during": "in the middle of it",
+    "dropped_after": "after it, before its answer",
+    "hung": "connections that were left without an answer",
+    "garbage": "answers that are none",
+    "turned_away": "connections beyond `--max-connections`",
+    "tls_sessions": "encrypted ones",
+    "logins": "AUTH that succeeded",
+    "logins_refused": "AUTH that did not",
+}
+"""Every counter, and what it counts."""
+
+COUNTERS = tuple(MEANINGS)
 REMEMBERED = 1_000_000  # messages in which a duplicate is looked for, at least; twice as many take 130 MB
 SIZE_STEP = 16  # bytes: sizes are told to this
 

@@ -110,6 +110,7 @@ def test_every_command_and_option_stands_in_the_reference() -> None:
         ["ctl.reference", "--check", "docs/cli.md"],
         ["broker.contract.protocol_page", "--check"],
         ["actors.smtp.pages", "--check", "docs/smtp.md"],
+        ["actors.sink.pages", "--check", "docs/rehearsal.md"],
     ],
     ids=lambda writer: str(writer[0]),
 )
