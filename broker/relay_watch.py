@@ -108,6 +108,7 @@ class RelayWatch:
         self._most = connections_max
         self._seen = seen
         self.relays: list[Watched] = []
+        self._shared: tuple[object, ...] = ()  # what the allowances now stand for, once they are reached
         self.known = dict.fromkeys(rows, 0)  # row -> relays that its sender has been told of
 
     def declare(self, relay: Relay, now: float) -> Watched:
@@ -230,6 +231,9 @@ class RelayWatch:
 
     def share(self, now: float, work: Mapping[int, Collection[int]]) -> None:
         """Publish allowances for what senders have to do: `work`: row -> relays that its leases may use."""
+        basis = self._basis(work)
+        if basis == self._shared:
+            return  # ten times a second nothing has changed
         wanted: dict[int, list[int]] = {row: [] for row in self._rows}
         for watched in self.relays:
             watched.workers = frozenset(row for row in self._rows if watched.index in work.get(row, ()))
@@ -240,6 +244,16 @@ class RelayWatch:
             wanted[row] = capped(wanted[row], self._most)
         for watched in self.relays:
             self._publish(watched, now, {row: wanted[row][watched.index] for row in self._rows})
+        reached = all(w.allowed == w.target and not w.lowered for w in self.relays)
+        self._shared = self._basis(work) if reached else ()
+
+    def _basis(self, work: Mapping[int, Collection[int]]) -> tuple[object, ...]:
+        """All that allowances and ceilings are computed from."""
+        of_relays = tuple(
+            (w.limit, w.health.state, w.probe, w.stepped.mode, w.stepped.trial, w.removed) for w in self.relays
+        )
+        of_rows = tuple((row, self.known[row], frozenset(work.get(row, ()))) for row in self._rows)
+        return of_relays, of_rows
 
     def _wanted(self, watched: Watched) -> dict[int, int]:
         """What each sender is to have of a relay, as if nobody held anything yet."""

@@ -207,3 +207,35 @@ def test_without_a_free_slot_the_shard_is_filed_again(scene: Scene) -> None:
         assert scene.leases.open == {}
 
     run(body())
+
+
+def test_a_shard_whose_lease_could_not_be_worked_rests_longer_each_time(scene: Scene, monkeypatch: Any) -> None:
+    """A damaged file is not offered in a circle; one lease that goes well ends it."""
+    now = [100.0]
+    monkeypatch.setattr("broker.leases.time.monotonic", lambda: now[0])
+
+    async def worked(*, failed: bool) -> None:
+        scene.campaign.wake_rested(now[0])
+        assert scene.campaign.due(NOW_S)[0] == 1
+        scene.campaign.take(1, fresh=True)
+        await scene.offer()
+        ((slot, number, _, _, epoch, _),) = scene.shown()
+        lease = scene.leases.open[number]
+        if failed:
+            scene.leases.failed(lease)
+        lease.ledger.close_lease(epoch)
+        scene.table.done(ROW, slot, number)
+        await scene.leases.take_back(*scene.leases.poll(), dead=False)
+
+    async def body() -> None:
+        for rest_s in (5.0, 10.0):
+            await worked(failed=True)
+            now[0] += rest_s - 0.1
+            scene.campaign.wake_rested(now[0])
+            assert scene.campaign.due(NOW_S) == (None, None)
+            now[0] += 0.2
+        await worked(failed=False)
+        assert scene.shard.failures == 0
+        assert scene.campaign.due(NOW_S) == (1, None)
+
+    run(body())
