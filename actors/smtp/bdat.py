@@ -36,6 +36,7 @@ _new: Final = tuple.__new__  # of a named tuple: half as dear as its own constru
 _MAIL, _RCPT, _BODY, _RSET = Stage.MAIL, Stage.RCPT, Stage.BODY, Stage.RSET
 _OWED: Final = (_RSET, _MAIL, _RCPT, _BODY)  # the replies to one message
 _LAST: Final = len(_OWED) - 1
+_LINE_ENDS: Final = 8  # bytes of the control characters in RSET MAIL RCPT BDAT: four CRLF
 _NO_SUCH_COMMAND: Final = frozenset({500, 501, 502, 504})  # in answer to BDAT: it was not understood
 
 
@@ -82,14 +83,14 @@ class BdatExchange(Exchange):
         assert len(self._flights) < self.window, "submit without room"
         if params:
             params = b" " + params
-        words = b"".join((mail, rcpt, params))
-        if words.translate(None, CONTROL) != words or body[-2:] != b"\r\n":
+        size = len(body)
+        group = b"RSET\r\nMAIL FROM:<%b>%b\r\nRCPT TO:<%b>\r\nBDAT %d LAST\r\n" % (mail, params, rcpt, size)
+        if len(group.translate(None, CONTROL)) != len(group) - _LINE_ENDS or body[-2:] != b"\r\n":
             raise refuse(body)
-        size = self._size = len(body)
+        self._size = size
         self._bytes += size
         self._flights.append((number, size))
-        command = b"RSET\r\nMAIL FROM:<%b>%b\r\nRCPT TO:<%b>\r\nBDAT %d LAST\r\n" % (mail, params, rcpt, size)
-        return command + body
+        return group + body
 
     def receive(self, data: bytes) -> tuple[list[Concluded], bytes]:
         """Take bytes from the peer: what was concluded by them; there is never anything to write but new messages."""

@@ -29,6 +29,8 @@ _IDLE, _MAIL, _RCPT, _DATA, _BODY, _RSET = Stage.IDLE, Stage.MAIL, Stage.RCPT, S
 _OK: Final = Event.OK
 _new: Final = tuple.__new__  # of a named tuple: half as dear as its own constructor
 
+_LINE_ENDS: Final = 6  # bytes of the control characters in MAIL RCPT DATA: three CRLF
+
 # What a line begins with, by stage, when all goes well: such a line costs one comparison.
 _USUAL: Final = (None, None, None, None, None, b"250 ", b"250 ", b"354 ", b"250 ", None, None)
 _NEVER: Final = (None,) * len(_USUAL)  # every line takes the careful way
@@ -75,8 +77,8 @@ class DataExchange(Exchange):
         """Take a message and return what to write now; it begins with MAIL."""
         if params:
             params = b" " + params
-        words = b"".join((mail, rcpt, params))
-        if words.translate(None, CONTROL) != words or body[-2:] != b"\r\n":
+        group = b"MAIL FROM:<%b>%b\r\nRCPT TO:<%b>\r\nDATA\r\n" % (mail, params, rcpt)
+        if len(group.translate(None, CONTROL)) != len(group) - _LINE_ENDS or body[-2:] != b"\r\n":
             raise refuse(body)
         flight = (number, rcpt, body)
         if self._head is not None:
@@ -87,9 +89,7 @@ class DataExchange(Exchange):
             self._head = flight
             if self._stage is _IDLE:
                 self._stage = _MAIL
-        if self._pipelining:
-            return b"MAIL FROM:<%b>%b\r\nRCPT TO:<%b>\r\nDATA\r\n" % (mail, params, rcpt)
-        return b"MAIL FROM:<%b>%b\r\n" % (mail, params)
+        return group if self._pipelining else group[: group.index(b"\n") + 1]
 
     def receive(self, data: bytes) -> tuple[list[Concluded], bytes]:
         """Take bytes from the peer: what was concluded by them, and what to write now.
