@@ -70,11 +70,11 @@ def _decided(base: Sample, trial: Sample) -> bool:
     return abs(surplus(base, trial)) > 0.1 + 2 * _error(base, trial)
 
 
-def _stepped(connections: int, direction: int, step: float, limit: int) -> int:
-    """A step up (1) or down (-1), at least 1, within 1..limit."""
+def _stepped(connections: int, direction: int, step: float, least: int, most: int) -> int:
+    """A step up (1) or down (-1), at least 1, within least..most."""
     if direction > 0:
-        return min(max(connections + 1, round(connections * step)), max(limit, 1))
-    return max(min(connections - 1, round(connections / step)), 1)
+        return min(max(connections + 1, round(connections * step)), max(most, least))
+    return max(min(connections - 1, round(connections / step)), least)
 
 
 class Growth:
@@ -102,7 +102,7 @@ class Growth:
         self._pause_s = PAUSE_S
         self._recovering_to = 0
         self._cut_s = -PAUSE_S_MAX
-        self._limit = UNLIMITED
+        self._least, self._limit = 1, UNLIMITED
         self._begin_search()
         self._sampler.restart()
 
@@ -120,8 +120,11 @@ class Growth:
         """Take one more look at the relay, every few hundredths of a second; returns `target`."""
         self._heed(sight)
         self._raise_cap(sight.now_s)
-        limit = max(min(sight.allowance, self._cap), 1)
-        if limit < self.target:
+        self._least = sight.least
+        limit = max(min(sight.allowance, self._cap), self._least)
+        if self.target < self._least:
+            self._rise(self._least)
+        elif limit < self.target:
             self._settle(limit)
         elif limit > 2 * self._limit and self.target == self._limit and not self._recovering_to:
             self._phase = Phase.START  # it was the allowance that held us
@@ -131,6 +134,15 @@ class Growth:
             if sample is not None:
                 self._judge(sample, sight.now_s)
         return self.target
+
+    def _rise(self, connections: int) -> None:
+        """There are more than was thought best."""
+        if self._phase is Phase.START:
+            self.target = connections
+            self._base = None
+            self._sampler.restart()
+        else:
+            self._settle(connections)
 
     def _measured(self, sight: Sight) -> Sample | None:
         """A finished sample, or one of a trial that is decided before."""
@@ -288,7 +300,7 @@ class Growth:
         while True:
             while self._directions:
                 step = STEPS[self._step]
-                self.target = _stepped(best, self._directions[0], step, self._limit)
+                self.target = _stepped(best, self._directions[0], step, self._least, self._limit)
                 if self.target != best and self.target not in self._tried:
                     return True
                 self._directions.pop(0)

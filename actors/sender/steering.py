@@ -138,4 +138,5 @@ class Steering:
             slowed=slowed,
             allowance=int(self._broker[list(rows), table.ALLOWANCE].sum()),
             window=self.window,
+            least=len(rows),
         )

@@ -27,6 +27,7 @@ class Sight(NamedTuple):
     refused    connections refused or ended by the relay's own wish (connect errors, 421)
     slowed     times the relay blamed or throttled us in numbers, or fell silent
     allowance  most connections
+    least      connections there are in any case: each sender that has need keeps one
     window     messages in flight a connection: another knob, which may not move while this one is judged
     """
 
@@ -39,6 +40,7 @@ class Sight(NamedTuple):
     slowed: int
     allowance: int
     window: int
+    least: int = 1
 
 
 class Sample(NamedTuple):
