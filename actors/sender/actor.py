@@ -1,13 +1,10 @@
 """The sender: works leased shards through the operator's relays.
 
-Reads like the walk of a recipient's shard: the lease table shows an offer -> `handover` opens its files -> `lease`
+Reads like the walk of a recipient's shard: `leases` takes an offer -> `handover` opens its files -> `lease`
 claims rows -> `commit` makes the claims durable -> `walk` composes, paces, records and hands over, on `relays`'
 connections -> replies conclude -> `handover` gives the lease back.  This module holds the parts together and turns
 the wheel (`_tick`); the hot path is `walk`.
 
-- The lease table is the truth; messages only wake.  A number its slot does not show is ignored.
-- One thread opens files, one syncs and closes them: the loop never waits for a disk, and no lease is closed before
-  the sync that it takes part in has returned.
 - A lease is done when nothing of it is due soon and nothing is in flight, or when told to return and nothing is in
   flight.
 """
@@ -23,11 +20,11 @@ from typing import Any, Final
 from actors import runtime
 from actors.runtime import Context, Message
 from actors.sender.alarm import Alarm
-from actors.sender.commit import GroupCommit, Traces
-from actors.sender.handover import Handover, LeaseFault, close_lease
+from actors.sender.commit import GroupCommit
+from actors.sender.handover import Handover
 from actors.sender.lanes import Lanes
-from actors.sender.lease import Lease, Offer
-from actors.sender.pace import Gap
+from actors.sender.lease import Lease
+from actors.sender.leases import Leases
 from actors.sender.relays import Pool
 from actors.sender.walk import Walk
 from broker.contract.boot import Boot
@@ -58,21 +55,15 @@ class Sender:
         self._retry_share = settings["retry"]["share"]
         self._table = LeaseTable(ctx.arena)
         self._suppression = SuppressionReader(ctx.arena)
-        self._files = ThreadPoolExecutor(1, "files")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._handover = Handover(ctx.arena, ctx.state, ctx.boot.instance, self._row, list(settings["relays"]))
         self._commit = GroupCommit(self._disk, settings["ledger"]["sync_ms"] * 1_000_000, self._committed)
-        name = f"{ctx.boot.kind}-{ctx.boot.index}"
-        self._traces = Traces(ctx.state.trace, name, ctx.boot.start_id) if settings["engine"]["trace"] else None
         self._alarm = Alarm(self._loop, self._pace)
         self._walk = self._make_walk()
         self._relay_table = RelayTable(ctx.arena)
         for relay in map(Endpoint.from_map, settings["relays"].values()):
             self._add_pool(relay)
-        self._leases: dict[int, Lease] = {}  # by slot
-        self._opening: dict[int, int] = {}  # slot -> number
-        self._finished: dict[int, int] = {}  # slot -> number last given back
-        self._gaps: dict[int, Gap] = {}  # by campaign
+        self._leases = Leases(ctx, self._table, self._handover, self._disk, self._opened, self._soon)
         self._draining = False
         self._empty = asyncio.Event()
         self._soon_set = self._pacing = self._ticking = self._ended = False
@@ -144,53 +135,29 @@ class Sender:
         """Look at everything that is not driven by replies: offers, orders, claims, connections, ends."""
         self._soon_set = False
         now_ns = time.monotonic_ns()
-        self._scan()
+        if not self._draining:
+            self._leases.scan()
         if self._suppression.count() != self._walk.suppressions_seen:
             self._news()
-        for lease in list(self._leases.values()):
-            if not lease.closing:
-                self._look_after(lease)
+        for lease in self._leases:
+            self._look_after(lease)
         self._pace()
         wanted = self._wanted_relays()
         for pool in self._walk.pools:
             pool.tick(now_ns, wanted=pool.index in wanted)
         if self._commit.due(now_ns):
             self._begin_commit()
-        if self._draining and not self._leases and not self._opening:
+        if self._draining and not self._leases:
             self._empty.set()
         if self._leases and not self._ticking:
             self._ticking = True
             self._loop.call_later(TICK_S, self._turn)
 
-    # Leases: offered, looked after, given back.
+    # Leases, looked after.
 
-    def _scan(self) -> None:
-        if self._draining:
-            return
-        for slot, number, campaign, shard, epoch, order in self._table.scan(self._row):
-            held = self._leases.get(slot)
-            if held is None and self._opening.get(slot) != number and self._finished.get(slot) != number:
-                self._take(Offer(slot, number, campaign, shard, epoch, order))
-
-    def _take(self, offer: Offer) -> None:
-        self._opening[offer.slot] = offer.number
-        self._table.take(self._row, offer.slot, offer.number)
-        self._ctx.send({"type": "lease.taken", "number": offer.number})
-        gap = self._gaps.setdefault(offer.campaign, Gap())
-        future = self._loop.run_in_executor(self._files, self._handover.open_lease, offer, gap)
-        future.add_done_callback(lambda done: self._opened(offer, done))
-
-    def _opened(self, offer: Offer, opened: asyncio.Future[Lease]) -> None:
-        del self._opening[offer.slot]
-        error = opened.exception()
-        if isinstance(error, LeaseFault):
-            self._give_back(offer, str(error))
-            return
-        lease = opened.result()
-        if self._traces is not None:
-            lease.trace = self._traces.buffer(offer.campaign)
+    def _opened(self, lease: Lease) -> None:
+        """A lease's files are open: bring it up to date and let it claim."""
         lease.leaving = self._draining
-        self._leases[offer.slot] = lease
         self._catch_up(lease)
         if lease.stopping:
             self._stop(lease)
@@ -202,11 +169,13 @@ class Sender:
             self._reorder(lease)
         if lease.stopping and not lease.stopped:
             self._stop(lease)
-        lease.give_up(self._ctx.clock.now_s())
+        now_s = self._ctx.clock.now_s()
+        if not lease.stopping:
+            lease.give_up(now_s)
         if lease.claimed and not self._usable(lease):
             self._walk.deactivate(lease)
             lease.unclaim()
-        elif lease.exhausted(self._ctx.clock.now_s()):
+        elif lease.exhausted(now_s):
             self._close(lease)
         elif not lease.claimed and lease.left:
             self._commit.urgent = True
@@ -235,27 +204,9 @@ class Sender:
         self._soon()
 
     def _close(self, lease: Lease) -> None:
-        lease.closing = True
         self._walk.deactivate(lease)
         self._walk.gate.give_back(lease)
-        traces = [] if self._traces is None else self._traces.take()  # whoever hears of the end may look at them
-        future = self._loop.run_in_executor(self._disk, close_lease, lease, self._ctx.clock, traces)
-        future.add_done_callback(lambda done: self._closed(lease, done.result()))
-
-    def _closed(self, lease: Lease, fault: str) -> None:
-        del self._leases[lease.offer.slot]
-        self._give_back(lease.offer, fault)
-        self._soon()
-
-    def _give_back(self, offer: Offer, fault: str) -> None:
-        self._finished[offer.slot] = offer.number
-        self._table.done(self._row, offer.slot, offer.number)
-        if fault:
-            self._ctx.fault(f"campaign {offer.campaign}, shard {offer.shard}: {fault}")
-            self._ctx.log.error("lease failed", campaign=offer.campaign, shard=offer.shard, reason=fault)
-            self._ctx.send({"type": "lease.failed", "number": offer.number, "reason": fault})
-        else:
-            self._ctx.send({"type": "lease.done", "number": offer.number})
+        self._leases.close(lease)
 
     # Rows: claimed, durable, suppressed, used up.
 
@@ -268,12 +219,11 @@ class Sender:
 
     def _begin_commit(self) -> None:
         now_s = self._ctx.clock.now_s()
-        held = [lease for lease in self._leases.values() if not lease.closing]
-        for lease in held:
+        for lease in self._leases:
             if not lease.stopping and self._usable(lease):
                 lease.claim(now_s)
-        dirty = [lease for lease in held if lease.dirty]
-        traces = [] if self._traces is None else self._traces.take()
+        dirty = [lease for lease in self._leases if lease.dirty]
+        traces = self._leases.take_traces()
         self._commit.urgent = False
         if dirty or traces:
             self._commit.begin(dirty, traces)
@@ -309,9 +259,8 @@ class Sender:
     def _news(self) -> None:
         """Somebody was suppressed: no held row of theirs may leave."""
         self._walk.suppressions_seen = self._suppression.count()
-        for lease in self._leases.values():
-            if not lease.closing:
-                self._catch_up(lease)
+        for lease in self._leases:
+            self._catch_up(lease)
 
     def _catch_up(self, lease: Lease) -> None:
         for entries in self._suppression.since(lease.suppressed_seen):
@@ -324,8 +273,8 @@ class Sender:
         """Take grants up, let what is due take its turns, say what is wanted."""
         pools = self._walk.pools
         gated = False
-        for lease in self._leases.values():
-            if not lease.gated or lease.stopping or lease.closing:
+        for lease in self._leases:
+            if not lease.gated or lease.stopping:
                 continue
             gated = True
             words = lease.grant_words
@@ -345,8 +294,8 @@ class Sender:
     def _wanted_relays(self) -> set[int]:
         """Relays that somebody needs a connection to."""
         wanted = set()
-        for lease in self._leases.values():
-            if not lease.stopping and not lease.closing and (lease.claimed or lease.left or not lease.in_flight):
+        for lease in self._leases:
+            if not lease.stopping and (lease.claimed or lease.left or not lease.in_flight):
                 wanted.add(lease.pace.relay if lease.gated and lease.pace.left else lease.relay)
         return wanted
 
@@ -357,8 +306,8 @@ class Sender:
         self._draining = True
         if now:
             self._abort()
-        for lease in self._leases.values():
-            if not lease.leaving and not lease.closing:
+        for lease in self._leases:
+            if not lease.leaving:
                 lease.leaving = True
                 self._stop(lease)
         self._soon()
@@ -376,10 +325,8 @@ class Sender:
             return  # an impatient drain overtook this one
         self._ended = True
         self._abort()
-        if self._traces is not None:
-            self._traces.close()
+        self._leases.end()
         self._alarm.close()
-        self._files.shutdown()
         self._disk.shutdown()
 
     def _abort(self) -> None:

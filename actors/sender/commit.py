@@ -106,6 +106,19 @@ class Traces:
                 buffer.clear()
         return taken
 
+    def forget(self, campaign: int) -> int | None:
+        """Keep nothing of a campaign whose attempts have been taken; its descriptor, for `close_one`, if it has one."""
+        if campaign not in self._files:
+            return None
+        descriptor, buffer = self._files.pop(campaign)
+        assert not buffer, "attempts are taken before their campaign is forgotten"
+        return descriptor
+
+    @staticmethod
+    def close_one(descriptor: int) -> None:
+        """Close a file that `forget` returned, once nothing that was taken is still to be written to it."""
+        os.close(descriptor)
+
     def close(self) -> None:
         """Write what has gathered and close the files."""
         write_traces(self.take())

@@ -11,6 +11,7 @@ message is sent here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -62,46 +63,54 @@ class Handover:
 
     def open_lease(self, offer: Offer, gap: Gap) -> Lease:
         """Open an offered lease's files and bring its rows up to date.  Raises LeaseFault; then nothing is open."""
-        state, instance, campaign, number = self._state, self._instance, offer.campaign, offer.shard
+        with contextlib.ExitStack() as opened:  # closed again if the lease does not come about
+            bundle, composer, shard, ledger = self._open_files(offer, opened)
+            replies = Replies(self._state.replies(offer.campaign, offer.shard))
+            opened.callback(replies.close)
+            lease = Lease(
+                offer=offer,
+                bundle=bundle,
+                composer=composer,
+                shard=shard,
+                ledger=ledger,
+                replies=replies,
+                policy=RetryPolicy.from_maps(bundle.retry, bundle.spec.get("give_up_s"), offer.campaign, offer.shard),
+                places=self._places(bundle),
+                resend=bundle.spec.get("uncertain", "resend") == "resend",
+                suppressed_seen=0,
+                keys=shard.keys.tobytes(),
+                words=self._counters.open(self._row, offer.slot, offer.number),
+                grant_words=self._grants.accept(self._row, offer.slot, offer.number),
+                pace=Pace(gap),
+                order_now=self._leases.order_word(self._row, offer.slot),
+            )
+            lease.obey(offer.order)
+            self._suppress(lease)
+            opened.pop_all()
+        return lease
+
+    def _open_files(self, offer: Offer, opened: contextlib.ExitStack) -> tuple[Bundle, Composer, Shard, Ledger]:
+        state, campaign, number = self._state, offer.campaign, offer.shard
         try:
             bundle, composer = self._campaign(campaign)
-            shard = Shard.open(state.shard(campaign, number), instance=instance, campaign=campaign, shard=number)
+            shard = Shard.open(state.shard(campaign, number), instance=self._instance, campaign=campaign, shard=number)
+            opened.callback(shard.close)
             ledger = Ledger.open(
-                state.ledger(campaign, number), instance=instance, campaign=campaign, shard=number, writable=True
+                state.ledger(campaign, number), instance=self._instance, campaign=campaign, shard=number, writable=True
             )
+            opened.callback(ledger.close)
         except OSError as error:
             raise LeaseFault(f"{Path(error.filename or '').name}: {error.strerror}") from error
         except (FileFault, EcmError) as error:
             raise LeaseFault(str(error)) from error
         if ledger.rows != shard.rows or ledger.open_epoch != offer.epoch:
-            ledger.close()
             raise LeaseFault(f"{ledger.path.name}: {ledger.rows} rows of epoch {ledger.open_epoch}, not as offered")
-        lease = Lease(
-            offer=offer,
-            bundle=bundle,
-            composer=composer,
-            shard=shard,
-            ledger=ledger,
-            replies=Replies(state.replies(campaign, number)),
-            policy=RetryPolicy.from_maps(bundle.retry, bundle.spec.get("give_up_s"), campaign, number),
-            places=self._places(bundle),
-            resend=bundle.spec.get("uncertain", "resend") == "resend",
-            suppressed_seen=0,
-            keys=shard.keys.tobytes(),
-            words=self._counters.open(self._row, offer.slot, offer.number),
-            grant_words=self._grants.accept(self._row, offer.slot, offer.number),
-            pace=Pace(gap),
-            order_now=self._leases.order_word(self._row, offer.slot),
-        )
-        lease.obey(offer.order)
-        self._suppress(lease)
-        return lease
+        return bundle, composer, shard, ledger
 
     def _suppress(self, lease: Lease) -> None:
         try:
             index = self._suppression.index_after(lease.bundle.suppressed_position)
         except ValueError as error:
-            lease.ledger.close()
             raise LeaseFault(f"suppressions since the snapshot are not at hand: {error}") from error
         for entries in self._suppression.since(index):
             lease.suppress(entries, self._clock.now_s())
@@ -144,9 +153,10 @@ def close_lease(lease: Lease, clock: EngineClock, traces: Chunks) -> str:
                 lease.offer.epoch, first_ns and clock.at_ns(first_ns), last_ns and clock.at_ns(last_ns)
             )
             lease.ledger.sync()
-            lease.replies.close()
     except OSError as error:
         lease.fault = f"{lease.ledger.path.name}: {error.strerror}"
+    with contextlib.suppress(OSError):  # flushed above, or the fault is known
+        lease.replies.close()
     lease.ledger.close()
     lease.shard.close()
     return lease.fault

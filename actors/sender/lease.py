@@ -221,7 +221,12 @@ class Lease:
         if expired:
             self.ledger.fail(expired, now_s)
             self.words[counters.FAILED] += len(expired)
-            self.dirty = True
+            self._look_anew()
+
+    def _look_anew(self) -> None:
+        """Rows have changed that may have been due."""
+        self.fresh, self.again, self.next_due_s = Queue(), Queue(), -1
+        self.dirty = True
 
     def begin_sync(self) -> None:
         """A sync starts now: it covers everything stored so far."""
@@ -256,11 +261,10 @@ class Lease:
         rows = self._in(States.CLAIMED)
         if len(rows):
             self.ledger.unclaim(rows)
-            self.dirty = True
         self.ready.clear()
         self.claiming.clear()
         self.syncing.clear()
-        self.fresh, self.again, self.next_due_s = Queue(), Queue(), -1
+        self._look_anew()
 
     def cancel(self, now_s: int) -> None:
         """Cancel every row that is neither concluded nor in flight."""
@@ -280,7 +284,7 @@ class Lease:
         rows = rows[(states == States.PENDING) | (states == States.CLAIMED) | (states == States.DEFERRED)]
         self.ledger.suppress(rows, now_s)
         self.words[counters.SUPPRESSED] += len(rows)
-        self.dirty = True
+        self._look_anew()
         gone = set(rows.tolist())
         self.ready = deque(row for row in self.ready if row not in gone)
         self.claiming = [row for row in self.claiming if row not in gone]

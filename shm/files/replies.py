@@ -89,11 +89,13 @@ class Replies:
             os.fdatasync(self._descriptor)
 
     def close(self) -> None:
-        """Flush and close; nothing is synced."""
-        self.flush()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Flush and close; nothing is synced. Raises OSError if the last texts were not taken: closed all the same."""
+        try:
+            self.flush()
+        finally:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
     def _add_text(self, text: str) -> int:
         known = self._texts.get(text)

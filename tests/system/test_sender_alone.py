@@ -97,6 +97,33 @@ def test_a_recipient_deferred_for_too_long_is_given_up(sink: StartSink, lone_sen
     assert 1 <= counts.attempts <= 3
 
 
+def test_who_is_overdue_is_given_up_while_the_relay_is_down(sink: StartSink, lone_sender: StartLone) -> None:
+    """A lease that is held without a relay does not wait for one to fail whoever is overdue."""
+    relay = sink()
+    lone = lone_sender(relay)
+    lone.campaign(7, ["defer@example.com"], retry={"first_s": 1, "max_s": 1}, give_up_s=3)
+    number = lone.offer(7)
+    lone.wait(lambda: lone.counts(7).deferred, "one deferred")
+    relay.stop()
+    assert lone.wait_done(number).failed == 1
+    assert lone.rows(7)[0].attempts <= 3
+
+
+def test_trace_files_are_closed_with_the_last_lease_of_their_campaign(sink: StartSink, lone_sender: StartLone) -> None:
+    """Otherwise a sender would end with a descriptor for each campaign it ever worked at."""
+    lone = lone_sender(sink(), settings={"engine": {"trace": True}})
+
+    def traces() -> list[str]:
+        files = Path(f"/proc/{lone.child.pid}/fd")
+        return [target for link in files.iterdir() if "/trace/" in (target := str(link.readlink()))]
+
+    for campaign in (7, 8):
+        lone.campaign(campaign, people(30))
+        assert lone.wait_done(lone.offer(campaign)).attempts == 30
+        lone.wait(lambda: not traces(), "no trace open")
+    assert [path.stat().st_size for path in lone.state.trace.iterdir()] == [30 * 16] * 2
+
+
 def test_a_connection_lost_before_the_body_costs_nobody_anything(sink: StartSink, lone_sender: StartLone) -> None:
     """Dropped before DATA is answered: tried again at once, on another connection, and not marked as resent."""
     relay = sink("--no-chunking", keep=True)  # in a window of BDAT the body leaves before any answer

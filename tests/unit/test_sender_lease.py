@@ -140,6 +140,47 @@ def test_every_row_comes_once_in_shard_order(make_lease: MakeLease) -> None:
     assert lease.words[counters.SENT] == 1000
 
 
+def test_retries_have_their_share_of_a_claim_while_fresh_rows_remain(make_lease: MakeLease) -> None:
+    """A quarter of the rows claimed at most, and none of them is passed over; alone they have it all."""
+    lease = make_lease(1000)
+    lease.ledger.claim(range(400))
+    for row in range(400):
+        lease.ledger.sending(row, NOW_S - 600)
+        lease.ledger.conclude(row, States.DEFERRED, 450, None, 0, NOW_S - 600, NOW_S - 1)
+    retries: list[int] = []
+    fresh: list[int] = []
+    while rows := durable(lease):
+        again = [row for row in rows if row < 400]
+        if len(fresh) + len(rows) - len(again) < 600:
+            assert len(again) <= len(rows) / 4
+        retries += again
+        fresh += [row for row in rows if row >= 400]
+        for row in rows:
+            send(lease, row)
+            lease.in_flight -= 1
+            record.sent(lease, row, Reply(250, None, "Ok"), 0, NOW_S)
+    assert (retries, fresh) == (list(range(400)), list(range(400, 1000)))
+
+
+def test_a_retry_that_comes_due_while_fresh_rows_remain_is_not_left_behind(make_lease: MakeLease) -> None:
+    """The shard is looked at again when its time has come, not when the fresh rows have been used up."""
+    lease = make_lease(1000)
+    row, *_ = durable(lease)
+    send(lease, row)
+    conclude(lease, row, Stage.RCPT, Event.TRANSIENT, Reply(450, None, "later"))
+    later_s = NOW_S + 400
+    seen = []
+    for _ in range(3):
+        lease.target = 0
+        lease.claim(later_s)
+        lease.begin_sync()
+        lease.durable()
+        seen += lease.ready
+        lease.ready.clear()
+    assert row in seen
+    assert lease.left
+
+
 def test_rows_max_bounds_what_is_claimed_and_in_flight(make_lease: MakeLease) -> None:
     """A suspect shard: one row at a time."""
     lease = make_lease(10, rows_max=1)
@@ -204,6 +245,41 @@ def test_a_row_that_comes_due_after_its_give_up_time_is_failed_without_an_attemp
     lease.claim(NOW_S + POLICY.give_up_s)
     assert state(lease, row) is States.FAILED
     assert lease.claimed == 0
+
+
+def test_overdue_rows_are_given_up_while_nothing_can_be_claimed(make_lease: MakeLease) -> None:
+    """No relay, no grants: DEFERRED rows and retries that are claimed fail all the same; fresh rows stay."""
+    lease = make_lease(3)
+    for row in durable(lease)[:2]:
+        send(lease, row)
+        conclude(lease, row, Stage.RCPT, Event.TRANSIENT, Reply(450, None, "later"))
+    lease.unclaim()
+    lease.rows_max = 1
+    lease.earned = 1
+    lease.claim(NOW_S + POLICY.give_up_s - 1)
+    lease.begin_sync()
+    lease.durable()
+    assert [state(lease, row) for row in range(3)] == [States.CLAIMED, States.DEFERRED, States.PENDING]
+    lease.give_up(NOW_S + POLICY.give_up_s)
+    assert [state(lease, row) for row in range(3)] == [States.FAILED, States.FAILED, States.PENDING]
+    assert not lease.ready
+    assert lease.words[counters.FAILED] == 2
+
+
+def test_who_stood_behind_a_lost_message_is_tried_again_at_once_however_often(make_lease: MakeLease) -> None:
+    """Each time somebody else got an answer, so it is no loop; who stood in front waits from the third time on."""
+    lease = make_lease(2)
+    first, second = durable(lease)
+    lost = Concluded(1, Stage.MAIL, None, Event.LOST_BEFORE)
+    for attempt in range(1, 6):
+        for row, behind in ((first, False), (second, True)):
+            if state(lease, row) is not States.CLAIMED:
+                lease.ledger.claim([row])
+            send(lease, row)
+            lease.in_flight -= 1
+            record.troubled(lease, row, lost, 0, NOW_S, behind=behind)
+        assert lease.ledger.b[second] & 0xFFFF_FFFF == NOW_S
+        assert (lease.ledger.b[first] & 0xFFFF_FFFF == NOW_S) is (attempt < 3)
 
 
 def test_in_doubt_under_resend_means_one_more_copy_and_no_third(make_lease: MakeLease) -> None:
