@@ -69,8 +69,8 @@ class Body:
             self._hold(buffer, position, keep)
             return keep, None
         if not self._size:
-            self._size = stop + 2 - position
-            return stop + 5, b"" if self.too_big else buffer[position : stop + 2]
+            self._size = size = stop + 2 - position
+            return stop + 5, b"" if size > self._size_max else buffer[position : stop + 2]
         self._hold(buffer, position, stop + 2)
         return stop + 5, self.held()
 
@@ -87,8 +87,8 @@ class Body:
 
     def reset(self) -> None:
         """Forget the message."""
-        if self._size:
+        if self._held:
             self._held = bytearray()
-            self._size = 0
+        self._size = 0
         self.dotted = self.chunked = False
         self.left = None

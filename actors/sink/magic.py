@@ -4,7 +4,7 @@ The local part says what happens, a `+tag` keeps several of them apart (`defer+7
 name means the first attempt only (`drop-after-once@example.com`). Pure: values only.
 
 Invariants
-- A name is found by one match at the beginning of an address; an ordinary address costs that match and nothing else.
+- A name is found by one match at the beginning of an address; an ordinary address costs a look-up and nothing else.
 - A fault at a point happens there in both ways of handing over a body, DATA and BDAT (RFC 3030).
 """
 
@@ -14,7 +14,10 @@ import re
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["GREYLISTED", "GREYLIST_NAME", "MAGIC", "MAGIC_RE", "SCRIPTED", "Fate", "Magic", "Point", "Then", "scripted"]
+__all__ = [
+    "GREYLISTED", "GREYLIST_NAME", "MAGIC", "MAGIC_BEGINNINGS", "MAGIC_RE", "SCRIPTED", "Fate", "Magic", "Point",
+    "Then", "scripted",
+]  # fmt: skip
 
 
 class Point(Enum):
@@ -147,6 +150,11 @@ MAGIC_RE = re.compile(
     re.IGNORECASE,
 )
 """Groups: name; or point, code, enhanced status; and `-once`."""
+
+MAGIC_BEGINNINGS = frozenset(
+    name.encode()[:3] for name in (*(magic.name for magic in MAGIC), *(point.value for point in Point))
+)
+"""The first three bytes, lower case, of every address that can match: a look-up is a seventh of a match."""
 
 
 def scripted(point: bytes, code: bytes, enhanced: bytes | None) -> Fate:

@@ -67,8 +67,8 @@ class Manners:
         parameters = [b"SIZE=\\d{1,%d}" % digits] if digits else []
         parameters += [b"BODY=(?:7BIT|8BITMIME)"] * self.eight_bit + [b"SMTPUTF8"] * self.smtputf8
         body = rb"(?:DATA|BDAT (\d{1,9}) LAST)\r\n" if self.chunking else rb"DATA((?!))?\r\n"
-        mail = rb"(RSET\r\n)?MAIL FROM:<([^>\r\n]*)>(?: (?:%b))*\r\n" % b"|".join(parameters)
-        return re.compile(mail + rb"RCPT TO:<([^>\r\n]+)>\r\n" + body)
+        mail = rb"(RSET\r\n)?MAIL FROM:<([^>\r\n]*+)>(?: (?:%b))*+\r\n" % b"|".join(parameters)
+        return re.compile(mail + rb"RCPT TO:<([^>\r\n]++)>\r\n" + body)
 
     def refusal(self, parameters: bytes) -> bytes | None:
         """The answer to parameters of MAIL that are not taken, CRLF included; None = they are."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from actors.sink.magic import GREYLIST_NAME, GREYLISTED, MAGIC, MAGIC_RE, Fate, scripted
+from actors.sink.magic import GREYLIST_NAME, GREYLISTED, MAGIC, MAGIC_BEGINNINGS, MAGIC_RE, Fate, scripted
 
 __all__ = ["GREYLIST_S", "Policy", "Shares"]
 
@@ -66,9 +66,10 @@ class Policy:
 
     def fate(self, recipient: bytes) -> Fate | None:
         """What happens to this attempt; None = accepted. Remembers the attempt where a later one differs. Hot."""
-        match = MAGIC_RE.match(recipient)
-        if match is not None:
-            return self._magic(recipient, match)
+        if recipient[:3].lower() in MAGIC_BEGINNINGS:
+            match = MAGIC_RE.match(recipient)
+            if match is not None:
+                return self._magic(recipient, match)
         if self._greylist_s and self._greylisted(recipient, self._greylist_s):
             return GREYLISTED
         return self._chance(recipient) if self._by_chance else None
