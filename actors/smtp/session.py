@@ -325,8 +325,10 @@ class _Opener:
         except aiosmtplib.SMTPResponseException as error:
             raise self._refused(stage, error) from error
         except (aiosmtplib.SMTPException, OSError) as error:
-            cause = error if not isinstance(error.__cause__, OSError) else error.__cause__
-            raise self._broken(stage, cause, connected=smtp.transport is not None) from error
+            told = isinstance(error.__cause__, OSError) and not isinstance(error, TimeoutError)
+            cause = cast("OSError", error.__cause__) if told else error
+            connected = smtp.transport is not None or stage is not Stage.CONNECT
+            raise self._broken(stage, cause, connected=connected) from error
 
     def _refused(self, stage: Stage, error: aiosmtplib.SMTPResponseException) -> SessionError:
         if not 200 <= error.code <= 599:

@@ -17,10 +17,11 @@ import uvloop
 from actors.smtp.session import open_session
 from actors.smtp.transaction import Mode
 from broker.contract.relay import Relay
-from tests.fixtures.peers import need, need_root, open_directory
+from tests.fixtures.peers import need, need_root, open_directory, until_listening
 from tests.fixtures.postfix import RunningPostfix
 from tests.fixtures.scripted_relay import Message
 from tests.fixtures.smtp_client import send
+from tests.fixtures.smtp_sink import RunningSmtpSink
 from tests.fixtures.wire import Wire, wire
 
 if TYPE_CHECKING:  # pytest itself imports these, as plugins
@@ -112,3 +113,22 @@ def test_round_trips_of_a_relay_check_are_those_of_the_wire(line: Wire, far_post
         took_s, resumed = uvloop.run(work())
     assert ROUND_TRIP_S <= took_s < 4 * ROUND_TRIP_S
     assert resumed
+
+
+def test_a_wire_that_loses_packets_loses_no_messages() -> None:
+    """5% of all packets gone: TCP says them again, and every message is taken once."""
+    need_root()
+    need("postfix", "smtp-sink")
+    home = open_directory()
+    with wire(2, loss_percent=5) as lossy, lossy.near.inside():
+        sink = RunningSmtpSink((), home, lossy.far)
+        try:
+            until_listening(sink.port, host=sink.host)
+            relay = Relay.model_validate({"host": sink.host, "port": sink.port, "tls": "none"})
+            people = [f"user{number}@example.org" for number in range(150)]
+            _, conversation = send(relay, [Message(rcpt=to.encode()) for to in people])
+            assert [c.event.value for c in conversation.concluded] == ["2xx"] * len(people)
+            assert sorted(one.rcpt for one in sink.messages()) == sorted(f"<{to}>" for to in people)
+        finally:
+            sink.stop()
+            shutil.rmtree(home)

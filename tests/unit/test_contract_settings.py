@@ -194,7 +194,7 @@ MISTAKES = [
     ),
     (
         'source_address = "lo"',
-        '3:18: `relay.default.source_address` must be an IP address of this machine',
+        "3:18: `relay.default.source_address` must be an IP address of this machine",
         None,
     ),
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +137,51 @@ def test_a_silent_relay_runs_into_its_deadline(script: list[Any], stage: Stage, 
     times = {"connect": 0.05, "greeting": 0.05, "command": 0.05, "body": 1.0, "idle": 1.0}
     error, _ = refused(*script, timeouts_s=times)
     assert error.stage is stage
+    assert "no answer from 127.0.0.1:" in error.text
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "stage"),
+    [
+        (
+            [GREET, hear(b"EHLO"), b"250-x\r\n250 STARTTLS\r\n", hear(b"STARTTLS"), SILENCE],
+            {"tls": "required"},
+            Stage.TLS,
+        ),
+        (
+            [GREET, hear(b"EHLO"), b"250-x\r\n250 STARTTLS\r\n", hear(b"STARTTLS"), b"220 go\r\n", SILENCE],
+            {"tls": "required"},
+            Stage.TLS,
+        ),
+        (
+            [GREET, hear(b"EHLO"), b"250-x\r\n250 AUTH PLAIN\r\n", hear(b"AUTH"), SILENCE],
+            {"username": "me", "password": "pw"},
+            Stage.AUTH,
+        ),
+    ],
+    ids=["STARTTLS", "handshake", "AUTH"],
+)
+def test_silence_on_the_way_into_a_session_has_an_end(script: list[Any], more: dict[str, Any], stage: Stage) -> None:
+    """No reply to STARTTLS, no handshake behind it, no reply to AUTH: an error of that stage."""
+    times = {"connect": 0.1, "greeting": 0.1, "command": 0.1, "body": 1.0, "idle": 1.0}
+    error, _ = refused(*script, timeouts_s=times, **more)
+    assert error.stage is stage
+    assert "no answer from 127.0.0.1:" in error.text
+
+
+def test_implicit_tls_with_a_server_that_says_nothing_has_an_end() -> None:
+    """Nobody answers the first bytes of TLS: that is connecting, with the deadline of connecting."""
+
+    async def work() -> SessionError:
+        async with line_server([SILENCE]) as server:  # in the clear: it never begins TLS
+            times = {"connect": 0.1, "greeting": 5.0, "command": 5.0, "body": 5.0, "idle": 5.0}
+            with pytest.raises(SessionError) as caught:
+                await open_session(relay_to(server, tls="implicit", timeouts_s=times))
+            return caught.value
+
+    began = time.monotonic()
+    error = run(work())
+    assert time.monotonic() - began < 3
     assert "no answer from 127.0.0.1:" in error.text
 
 
