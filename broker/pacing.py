@@ -14,7 +14,7 @@ from broker.contract.log import log
 from broker.contract.paths import StateDir
 from broker.contract.settings import Settings
 from broker.contract.timefmt import rfc3339
-from broker.rates import Rates, Route
+from broker.rates import Grant, Rates, Route
 from broker.relays import MANY
 from broker.running import Lease, Running
 from shm.files.durable import FileFault
@@ -165,12 +165,17 @@ class Pacing:
                 self._rates.want(lease.number, wanted if lease.gated else 0)
         if not self._rates.active:
             return
+        full: dict[int, list[Grant]] = {}  # by lease, what found no room in its ring
         for grant in self._rates.tick(time.monotonic_ns()):
             lease = self._leases[grant.lease]
             relay = lease.relay if grant.relay < 0 else grant.relay
             slice_ = (grant.n, grant.first_ns, grant.step_ns, grant.gap_ns, relay)
-            if not self._grants.push(lease.row, lease.slot, *slice_):
-                self._rates.withdraw(grant.lease, grant.n, time.monotonic_ns())
+            # After one that found no room none may go in, even if there is some by now: slices keep their order.
+            if grant.lease in full or not self._grants.push(lease.row, lease.slot, *slice_):
+                full.setdefault(grant.lease, []).append(grant)
+        for number, grants in full.items():
+            for grant in reversed(grants):
+                self._rates.withdraw(number, grant.n, time.monotonic_ns())
 
     @property
     def reserves_due(self) -> bool:

@@ -94,6 +94,7 @@ class PacedLease:
     def withdraw(self, n: int, now: int) -> None:
         """Forget the last slice, of n tokens."""
         piece = self.slices.pop()
+        assert piece.n == n, "slices are withdrawn from the last one on"
         self.granted -= n
         for windows in self.common:
             windows.settle(now, 0, n, now)

@@ -148,7 +148,7 @@ class Rates:
         return known.granted > known.spent + known.returned
 
     def withdraw(self, lease: int, n: int, now: int) -> None:
-        """Take back the last slice of `n`, which could not be published (its ring was full)."""
+        """Take back the last slice, of `n`, which could not be published (its ring was full)."""
         self._leases[lease].withdraw(n, now)
 
     def close_lease(self, lease: int, spent: int, returned: int) -> None:

@@ -18,7 +18,7 @@ from broker.contract.settings import Settings
 from broker.pacing import Pacing
 from shm.arena import Arena, Shape
 from shm.live.clock import EngineClock
-from shm.live.grants import GrantTable
+from shm.live.grants import SPENT, WANTED, GrantTable
 from tests.fixtures.campaigns_running import campaign_of, counts, lease_of
 
 HOURLY = Rate.from_table({"per_hour": 1000})
@@ -53,6 +53,47 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     made.pacing.close()
     made.arena.close()
     Arena.unlink(made.arena.name)
+
+
+def test_a_ring_that_is_full_takes_no_slice_out_of_turn(tmp_path: Path) -> None:
+    """A pool's lease gets several slices a tick; what finds no room is taken back, whichever relay it was for."""
+    arena = Arena.create(f"/ecm-{secrets.token_hex(6)}", Shape(actors=2, slots=2, relays=2), "0" * 12, "boot")
+    relays = {n: Relay.from_map({"name": n, "host": "127.0.0.1", "port": 25, "tls": "none"}) for n in ("a", "b")}
+    table, clock = GrantTable(arena), EngineClock.create(arena, time.time_ns(), time.monotonic_ns())
+
+    async def work(function: Callable[[], Any]) -> Any:
+        return function()
+
+    pacing = Pacing(StateDir(tmp_path), "ab" * 16, "boot-1", Settings(relays=relays), table, clock, work)
+
+    async def body() -> None:
+        await pacing.start()
+        campaign = campaign_of(1, {1: counts(pending=1)}, relays=[(0, 3), (1, 1)])
+        await pacing.adopt(campaign, Rate.from_table({"per_second": 0}))
+        lease = lease_of(campaign, 1, row=1)
+        lease.gated, lease.routes = True, ((0, 3), (1, 1))
+        pacing.opened(lease)
+        words = table.accept(1, 0, 1)
+        words[WANTED] = 1 << 40
+        by_relay = {0: 0, 1: 0}
+        for taken in range(200):
+            pacing.tick()
+            assert table.granted(1, 0) == pacing._rates.granted(1)
+            for _ in range(taken % 3):  # the sender is slower than the broker, and makes room at any time
+                piece = table.next_slice(1, 0)
+                if piece is not None:
+                    words[SPENT] += piece.n
+                    by_relay[piece.relay] += piece.n
+        for relay, name in enumerate(("relay-a", "relay-b")):
+            assert pacing._rates._owners[name].file.spent_total <= by_relay[relay]
+        assert abs(by_relay[0] - 3 * by_relay[1]) <= 3 * 16
+
+    try:
+        run(body())
+    finally:
+        pacing.close()
+        arena.close()
+        Arena.unlink(arena.name)
 
 
 def run(body: Coroutine[Any, Any, None]) -> None:
