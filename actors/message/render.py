@@ -28,6 +28,7 @@ FUNCTIONS = frozenset(("range", "namespace"))  # all that templates can call by 
 _REMOVED_GLOBALS = ("cycler", "debug", "dict", "joiner")  # likelier columns than functions; debug prints the context
 _TAGS = re.compile(r"\{[{%#]").search
 _SELF = re.compile(r"\{[{%][^{}]*\bself\b").search
+_SLICE = re.compile(r"\[([^\[\]:]*):([^\[\]:]*)(?::([^\[\]:]*))?\]").sub
 _UNDEFINED = re.compile(r"`([^`]+)` is undefined").search
 # Filters that MiniJinja lets print nothing (or `null`) for a field that is not there.
 _SWALLOWING = ("e", "escape", "indent", "pprint", "tojson", "truncate", "urlencode", "wordwrap")
@@ -109,7 +110,7 @@ class Templates:
         """Every field that some of the templates refer to."""
         names: set[str] = set()
         for source in (self._slots[key].source for key in keys):
-            names |= self._lenient.undeclared_variables_in_str(source)
+            names |= self._lenient.undeclared_variables_in_str(_SLICE(_as_items, source))
             if _SELF(source):  # which MiniJinja leaves out; a column of that name is one like any other
                 names.add("self")
         return frozenset(names)
@@ -188,6 +189,11 @@ def sample_contexts(names: Iterable[str]) -> list[dict[str, str]]:
         {name: "" if i % 2 else "long and plain = " * 80 for i, name in enumerate(names)},
         *({name: value for name, value in plain.items() if name != missing} for missing in names),
     ]
+
+
+def _as_items(found: re.Match[str]) -> str:
+    """`[a:b]` as `[a][b]`: MiniJinja does not look into slices when it tells the names of a template."""
+    return "".join(f"[{part.strip() or 0}]" for part in found.groups(default=""))
 
 
 def _environment() -> Environment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from actors.message.compose import ComposeError, Composer, MissingField
@@ -114,7 +114,7 @@ def outcome(composer: Composer, way: str, fields: dict[str, str]) -> object:
     return data[: data.index(b"\r\nContent-Type")], message.get_content_type(), bodies
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.none() | templates(), templates(), expressions(), st.sampled_from(LINKS), ROWS, ROWS)
 def test_quick_way_and_whole_way_make_the_same_message(
     text: str | None, html: str, subject: str, url: str, first: dict[str, str], second: dict[str, str]
@@ -125,7 +125,7 @@ def test_quick_way_and_whole_way_make_the_same_message(
         assert outcome(composer, "compose", fields) == outcome(composer, "compose_whole", fields)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(templates())
 def test_a_template_that_can_be_split_is_never_found_to_differ(html: str) -> None:
     """What `scan` lets through agrees on every made-up row, so that comparing is a second lock and not the first."""

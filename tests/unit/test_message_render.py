@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from actors.message.compose import ComposeError, MissingField
+from actors.message.render import Slot, Templates
 from broker.contract.errors import EcmError
 from tests.fixtures.messages import composed, make_composer, read, text_of
 
@@ -151,3 +152,9 @@ def test_a_column_named_like_a_function_is_a_column() -> None:
     source = " ".join(f"{{{{ {name} }}}}" for name in names)
     assert rendered(f"{source}\n", **{name: f"<{name}>" for name in names}) == " ".join(f"<{n}>" for n in names) + "\n"
     assert rendered("{{ range }} {{ joiner }}\n", range="5 km", joiner="Eva") == "5 km Eva\n"
+
+
+def test_names_in_slices_are_seen() -> None:
+    """A field that is only ever sliced is a field all the same; a loop's own name is none."""
+    source = "{{ first_name[:1] }} {{ a[b:c] }} {% for w in words[0:2] %}{{ w[1:] }}{% endfor %} [x:y]"
+    assert Templates([Slot("text", source)]).names == {"first_name", "a", "b", "c", "words"}
