@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
-from broker.contract.errors import EcmError
+from broker.contract.errors import EcmError, plainly
 from broker.contract.log import log
 from broker.custody import Custody
 from broker.events import EventBus
@@ -32,6 +32,7 @@ from broker.store import campaigns as store_campaigns
 from broker.store import retries as store_retries
 from broker.store.campaigns import CampaignRow
 from broker.store.retries import Intent, intent_of
+from shm.files.durable import FileFault
 from shm.files.ledger import Counts, Ledger, States
 from shm.files.ledger_idle import Retried, retryable
 
@@ -104,17 +105,27 @@ class Again:
                 if not retried.total:
                     return
                 if campaign is None:
-                    row = await self._engine.store_call(store_campaigns.get, number)
-                    await self._campaigns.preparing.resume([row])  # `finish` does it on the way
+                    await self._campaigns.preparing.resume([await self._row(number)])  # `finish` does it on the way
                 else:
                     await self._do(campaign, intent)
                     await self._close(campaign.id)
-        except EcmError as error:
+        except (OSError, FileFault, EcmError) as error:
             if decided.done():
                 raise
-            decided.set_exception(error)
+            decided.set_exception(error if isinstance(error, EcmError) else EcmError("io_failed", plainly(error)))
         finally:
             ended.set()
+
+    async def _row(self, number: int) -> CampaignRow:
+        """A campaign that was decided on; as long as the store does not give it, it is asked again."""
+        while True:
+            try:
+                row: CampaignRow = await self._engine.store_call(store_campaigns.get, number)
+            except EcmError as error:
+                log.error("campaign not taken up", campaign=number, reason=error.message)
+                await asyncio.sleep(DISK_S)
+            else:
+                return row
 
     # Deciding.
 
