@@ -90,11 +90,11 @@ def rehearsed(place: Path, *options: str) -> dict[str, Any]:
     return found
 
 
-def begin(place: Path) -> tuple[subprocess.Popen[str], str]:
+def begin(place: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     """A rehearsal of a large campaign that has started its engine, and its directory."""
     write_recipients(place, 200_000)
     process = subprocess.Popen(
-        [sys.executable, "-m", "ctl.main", "send", "campaign.toml", "--rehearse", "--latency", "200"],
+        [sys.executable, "-m", "ctl.main", "send", "campaign.toml", "--rehearse", "--latency", "200", *options],
         cwd=place, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
@@ -264,7 +264,7 @@ def test_an_interrupted_rehearsal_leaves_nothing(place: Path, moment: str, numbe
 
 def test_a_killed_rehearsal_leaves_no_process(place: Path) -> None:
     """SIGKILL in the middle of sending: engine and server end by themselves; only the directory is left."""
-    process, where = begin(place)
+    process, where = begin(place, "--keep", "kept")
     read_until(process, "is running: audience")
     started = processes_of(where)
     assert len(started) > 2
