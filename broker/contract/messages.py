@@ -314,8 +314,8 @@ OPERATIONS: Final = MappingProxyType(
         "relay.check": Operation(
             RelayCheck,
             "Connect to relays, greet, secure, log in, and say what was found; no mail is sent",
-            '`{"ok": true, "relays": [{"name", "ok", "host", "port", "banner", "tls", "certificate", "features", "login", '
-            '"mode", "window", "round_trip_ms", "open_ms"} or "error"]}`',
+            '`{"ok": true, "relays": [{"name", "ok", "host", "port", "banner", "tls", "certificate", "features", '
+            '"login", "mode", "window", "round_trip_ms", "open_ms"} or "error"]}`',
         ),
         "job.show": Operation(
             JobReference,
