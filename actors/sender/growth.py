@@ -53,6 +53,11 @@ def _error(base: Sample, trial: Sample) -> float:
     return math.sqrt(1 / max(base.messages, 1) + 1 / max(trial.messages, 1))
 
 
+def _waves(base: Sample, trial: Sample) -> float:
+    """What it may be off because connections opened together are answered together: a wave more or less, as a share."""
+    return 0.25 * sum(sample.latency_s / sample.seconds for sample in (base, trial))
+
+
 def surplus(base: Sample, trial: Sample, share: float = PAYS) -> float:
     """How much more it brought, as a logarithm, than what it must: more for enough more, or fewer for little less."""
     connections = math.log(trial.connections / base.connections)
@@ -151,7 +156,7 @@ class Growth:
         latency_s = sight.latency_s if base is None else base.latency_s  # with too many it would only be longer
         sample = self._sampler.look(sight, self.target, fine=fine, settle_s=min(latency_s, 2.0))
         if sample is None and base is not None and self.target != base.connections:
-            sample = self._sampler.so_far(sight, self.target, fine=fine)
+            sample = self._sampler.so_far(sight, self.target, fine=fine, latency_s=min(latency_s, 1.5))
             if sample is None or not _decided(base, sample):
                 return None
             self._sampler.restart()
@@ -222,7 +227,7 @@ class Growth:
 
     def _start(self, sample: Sample) -> None:
         base = self._base
-        if base is not None and sample.connections > base.connections and surplus(base, sample) < 0:
+        if base is not None and sample.connections > base.connections and surplus(base, sample) < -_waves(base, sample):
             self._settle(base.connections)
             return
         self._base = sample
@@ -321,16 +326,17 @@ class Growth:
         base = self._base
         if base is None or base.connections != sample.connections:
             self._base = base = sample
-        if now_s >= self._rest_until_s and not self._changed(base, sample):
-            self._phase = Phase.SEARCH
-            self._begin_search(step=1)
-            self._side = -self._side
-            self._directions = [self._side]
-            self._probing = True
-            self._base = sample
-            self._trial = self._propose()
-            if not self._trial:
-                self._rest(now_s)
+        if self._changed(base, sample) or self._strange or now_s < self._rest_until_s:
+            return
+        self._phase = Phase.SEARCH
+        self._begin_search(step=1)
+        self._side = -self._side
+        self._directions = [self._side]
+        self._probing = True
+        self._base = sample
+        self._trial = self._propose()
+        if not self._trial:
+            self._rest(now_s)
 
     def _changed(self, base: Sample, sample: Sample) -> bool:
         """Whether the same connections twice bring something else than they did; then all is to be found anew."""

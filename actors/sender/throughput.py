@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 __all__ = ["Sample", "Sampler", "Sight"]
 
 REACH_S: Final = 3.0  # how long a number of connections may take to come about before it is judged as it is
+FEW: Final = 4  # messages say nothing ...
+FEW_S: Final = 10.0  # ... unless they are all that came in so long
 BUSY: Final = 0.8  # share of the time that rows must have waited for connections
 
 
@@ -90,7 +92,7 @@ class Sampler:
             if sight.open and (there or now_s > self._asked_s + REACH_S):
                 self._there_s = now_s
         elif self._from_s < 0:
-            if now_s >= self._there_s + max(settle_s, 0.05):
+            if sight.latency_s and now_s >= self._there_s + max(settle_s, 0.05):
                 self._from_s = self._last_s = now_s
                 self._done = sight.done
         else:
@@ -105,17 +107,22 @@ class Sampler:
         seconds = sight.now_s - self._from_s
         count = sight.done - self._done
         latency_s = self._latencies_s / self._looks
-        least_s = min(max(1.5, 4 * latency_s), 4.0) if fine else min(max(0.05, 2 * latency_s), 3.0)
+        least_s = min(max(1.5, 4 * latency_s), 4.0) if fine else min(max(0.05, 3 * latency_s), 4.0)
         least = max(150, 2 * wanted) if fine else max(5, wanted)
-        if seconds < least_s or (count < least and seconds < 3 * least_s):
+        if seconds < least_s or (count < least and seconds < max(3 * least_s, 2.0)):
+            return None
+        if count < FEW and seconds < FEW_S:
             return None
         busy = self._busy_s >= BUSY * seconds
         self.restart()
         return Sample(wanted, count, seconds, latency_s) if busy else None
 
-    def so_far(self, sight: Sight, wanted: int, *, fine: bool) -> Sample | None:
-        """What there is of an unfinished sample, if it may say something already."""
+    def so_far(self, sight: Sight, wanted: int, *, fine: bool, latency_s: float) -> Sample | None:
+        """What there is of an unfinished sample, if it may say something already.
+
+        latency_s  of a relay that is not crowded: before so long nobody has answered
+        """
         seconds = sight.now_s - self._from_s
-        if self._from_s < 0 or seconds < (0.7 if fine else 0.3) or self._busy_s < BUSY * seconds:
+        if self._from_s < 0 or seconds < max(0.7 if fine else 0.3, 2 * latency_s) or self._busy_s < BUSY * seconds:
             return None
         return Sample(wanted, sight.done - self._done, seconds, self._latencies_s / max(self._looks, 1))
