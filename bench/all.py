@@ -16,6 +16,7 @@ import time
 from typing import NamedTuple
 
 from bench.figures import AIM
+from bench.peers import end_on_term
 
 
 class Bench(NamedTuple):
@@ -24,7 +25,7 @@ class Bench(NamedTuple):
     module: str
     short: str = ""
     always: str = ""
-    limit_s: int = 180
+    limit_s: int = 240
 
 
 BENCHES = (
@@ -45,6 +46,7 @@ BENCHES = (
     Bench("ctl_start"),
 )
 LONG_LIMIT_S = 3600
+CLEAN_UP_S = 120
 
 
 def run(bench: Bench, long: bool) -> tuple[list[str], str]:
@@ -59,9 +61,13 @@ def run(bench: Bench, long: bool) -> tuple[list[str], str]:
         output, _ = process.communicate(timeout=limit_s)
         failed = f"exit status {process.returncode}" if process.returncode else ""
     except subprocess.TimeoutExpired:
-        process.terminate()  # it cleans up
-        output, _ = process.communicate(timeout=60)
+        process.terminate()
+        output, _ = process.communicate(timeout=CLEAN_UP_S)
         failed = f"not done in {limit_s} s"
+    except BaseException:  # we are told to end: so is the benchmark, which cleans up
+        process.terminate()
+        process.wait(CLEAN_UP_S)
+        raise
     print(f"{output.rstrip()}\n({time.monotonic() - began:.0f} s{f', {failed}' if failed else ''})", flush=True)
     return [line for line in output.splitlines() if AIM.fullmatch(line)], failed
 
@@ -72,6 +78,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=sorted({bench.module for bench in BENCHES}))
     parser.add_argument("--long", action="store_true", help="every benchmark in full")
     options = parser.parse_args()
+    end_on_term()
     aims, failures = [], []
     for bench in BENCHES:
         if options.only and bench.module not in options.only:

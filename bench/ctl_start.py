@@ -7,14 +7,14 @@ anything; the promise is at most 2.5 times that. The least time of each is compa
 machine only adds to them.
 """
 
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from bench.figures import aim
+from bench.ours import engine
+from bench.peers import place
 
 ROUNDS = 30
 LIMIT = 2.5
@@ -24,14 +24,9 @@ YARDSTICK = [sys.executable, "-c", "import zmq, msgpack"]
 
 def main(rounds: int = ROUNDS) -> None:
     """Measure and print."""
-    place = Path(tempfile.mkdtemp(prefix="ecm-bench-", dir="/tmp"))
-    ctl = [str(Path(sys.executable).parent / "ctl"), "--state", str(place / "var")]
-    try:
-        _run([*ctl, "start"])
-        yardstick, stats = _turn_by_turn(YARDSTICK, [*ctl, "stats"], rounds)
-    finally:
-        subprocess.run([*ctl, "stop"], check=False, capture_output=True)
-        shutil.rmtree(place)
+    with place() as directory, engine(directory, "") as ours:
+        stats_command = [str(Path(sys.executable).parent / "ctl"), "--state", str(ours.state.root), "stats"]
+        yardstick, stats = _turn_by_turn(YARDSTICK, stats_command, rounds)
     ratio = min(stats) / min(yardstick)
     for name, times in (("import zmq, msgpack", yardstick), ("ctl stats", stats)):
         print(f"{name:<20} least {min(times) * 1000:6.1f} ms   median {sorted(times)[len(times) // 2] * 1000:6.1f} ms")

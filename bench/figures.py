@@ -54,6 +54,6 @@ def aim(name: str, wanted: float, measured: float | Sequence[float], *, at_most:
     values = [measured] if isinstance(measured, (int, float)) else list(measured)
     worst = max(values) if at_most else min(values)
     reached = worst <= wanted if at_most else worst >= wanted
-    sign, digits = "at most" if at_most else "at least", 2 if worst < 10 else 0
+    sign, digits = "at most" if at_most else "at least", 3 if worst < 10 else 0
     verdict = "reached" if reached else "missed"
     print(f"{name}: aim {sign} {wanted:g}, measured {worst:.{digits}f}: {verdict}", flush=True)

@@ -12,7 +12,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -181,7 +181,7 @@ def _told(account: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def engine(directory: Path, settings: str, *, prefix: tuple[str, ...] = ()) -> Iterator[Engine]:
+def engine(directory: Path, settings: str, *, prefix: Sequence[str] = ()) -> Iterator[Engine]:
     """An engine with these settings, stopped at the end.
 
     directory   short: paths of sockets have at most 107 bytes

@@ -28,7 +28,7 @@ from tests.fixtures.postfix import RunningPostfix
 from tests.fixtures.wire import End
 
 __all__ = [
-    "OurSink", "Postfix", "Source", "certificate", "need", "our_sink", "place", "postfix", "sink_knows",
+    "OurSink", "Postfix", "Source", "certificate", "end_on_term", "need", "our_sink", "place", "postfix",
     "smtp_sink", "source",
 ]  # fmt: skip
 
@@ -61,9 +61,9 @@ def need(*programs: str, root: bool = False) -> None:
 def place(parent: Path | None = None) -> Iterator[Path]:
     """A temporary directory that other users may pass through, in /tmp for the sake of a short path.
 
-    From now on SIGTERM ends this process as an exception does, so that whatever was started is stopped.
+    From now on SIGTERM is an exception here: it stops whatever the benchmark has started.
     """
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_term()
     path = Path(tempfile.mkdtemp(prefix="ecm-bench-", dir=parent or "/tmp"))
     path.chmod(0o711)
     try:
@@ -72,8 +72,13 @@ def place(parent: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _terminated(_number: int, _frame: object) -> None:
-    raise SystemExit("error: terminated")
+def end_on_term() -> None:
+    """Let SIGTERM be an exception, so that what was started is stopped."""
+
+    def terminated(_number: int, _frame: object) -> None:
+        raise SystemExit("error: terminated")
+
+    signal.signal(signal.SIGTERM, terminated)
 
 
 @contextlib.contextmanager
@@ -106,7 +111,7 @@ def _until_listening(process: subprocess.Popen[bytes], host: str, port: int, pre
                 socket.create_connection((host, port), 1).close()
                 return
         time.sleep(0.02)
-    raise SystemExit(f"error: {process.args} does not listen on {host}:{port}")
+    raise SystemExit(f"error: smtp-sink does not listen on {host}:{port}")
 
 
 class OurSink(NamedTuple):
@@ -131,12 +136,6 @@ def our_sink(*options: str, prefix: Sequence[str] = ()) -> Iterator[OurSink]:
     finally:
         process.terminate()
         process.communicate(timeout=30)
-
-
-def sink_knows(option: str) -> bool:
-    """Whether our sink has an option."""
-    done = subprocess.run([sys.executable, "-m", "actors.sink.actor", "--help"], capture_output=True, check=True)
-    return option.encode() in done.stdout
 
 
 class Postfix(NamedTuple):
