@@ -2,7 +2,9 @@
 
 Mechanism only: what a conclusion means is `walk`'s to record, when to open another is `relays`' to say.
 
-- One wake-up handles all replies that are there and writes once.
+- One wake-up handles all replies that are there and writes once.  A window is refilled at each of them: to wait until
+  half of it is free makes fewer and larger writes, and the relay waits more often (Postfix, one connection: 806
+  against 890 messages/s).
 - Nothing is written to a transport that still holds unsent bytes: `pause_writing` tells, with a limit of 1 byte, which
   also makes uvloop hand bytes to the socket at once instead of at the end of the loop's turn.  (With a limit of 0 a
   TLS transport pauses when it is empty, too.)

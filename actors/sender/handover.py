@@ -39,7 +39,7 @@ from shm.live.suppressed import SuppressionReader
 
 __all__ = ["Handover", "LeaseFault", "close_lease"]
 
-CAMPAIGNS_MAX: Final = 64  # compiled campaigns kept: one lease slot in two may be of another campaign
+CAMPAIGNS_MAX: Final = 16  # compiled campaigns kept beside those in use: each takes some times its templates' size
 
 
 class LeaseFault(Exception):  # noqa: N818  of a lease, as FileFault is of a file
