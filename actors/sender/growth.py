@@ -4,16 +4,17 @@ Pure: what was seen goes in, a number comes out. No clock, no socket, no loop. A
 runs the same code, and nobody tells either what the other does, so everything here is relative and repeated.
 
 - One knob is turned at a time, and what it brought is measured before it is turned again.
-- More connections must pay: throughput has to grow by (connections)^PAYS at least, and fewer are kept if they cost less
-  than that.  Where two senders crowd a relay together, that is what makes both give way: one that backs off alone
+- A handful (FIRST) is had without asking, since a short look tells little, and given up only for more throughput.
+  From there on more connections must pay: throughput has to grow by (connections)^PAYS at least, and fewer are kept if
+  they cost less than that.  Where two senders crowd a relay together, that is what makes both give way: one that backs off alone
   loses nothing at first, and the one that has fewer gains more by growing, so they meet in the middle.
 - What the relay refuses is believed at once; then the way up is a small step at a time, with pauses that double as long
   as it goes on refusing.
 - Without demand nothing is measured (`throughput`), and nothing grows.
 - Never more than the allowance.
 
-Life: START doubles from one connection while it pays.  SEARCH tries steps up and down from the best, ever finer.
-REST keeps the best, tries a step to each side now and then, and searches anew if throughput changes by itself.
+Life: START doubles from one connection, to FIRST and on while it pays.  SEARCH tries steps up and down from the best,
+ever finer.  REST keeps the best, tries a step to each side now and then, and searches anew if throughput changes by itself.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ STRANGE: Final = 0.25  # a change of throughput by this share without our doing 
 PAUSE_S: Final = 10.0  # after a refused connection, before more are tried
 SLOWED_PAUSE_S: Final = 1.0  # after replies that slow us down
 PAUSE_S_MAX: Final = 300.0
+FIRST: Final = 16  # what any relay takes, and enough for a near one to answer several at a time: fewer must gain ...
+GAIN: Final = 0.0  # ... this share
 UNLIMITED: Final = 1 << 30
 
 
@@ -60,6 +63,8 @@ def _waves(base: Sample, trial: Sample) -> float:
 
 def surplus(base: Sample, trial: Sample, share: float = PAYS) -> float:
     """How much more it brought, as a logarithm, than what it must: more for enough more, or fewer for little less."""
+    if trial.connections < min(base.connections, FIRST):
+        return math.log(trial.rate / base.rate) - GAIN
     connections = math.log(trial.connections / base.connections)
     doubt = min(DOUBT * _error(base, trial), 0.1) if connections > 0 else 0.0
     return math.log(trial.rate / base.rate) - share * connections - doubt
@@ -227,7 +232,7 @@ class Growth:
 
     def _start(self, sample: Sample) -> None:
         base = self._base
-        if base is not None and sample.connections > base.connections and surplus(base, sample) < -_waves(base, sample):
+        if base is not None and sample.connections > max(base.connections, FIRST) and surplus(base, sample) < -_waves(base, sample):
             self._settle(base.connections)
             return
         self._base = sample

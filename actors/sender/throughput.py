@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 __all__ = ["Sample", "Sampler", "Sight"]
 
 REACH_S: Final = 3.0  # how long a number of connections may take to come about before it is judged as it is
+SHORT_S: Final = 0.0125  # a connection: how long a first look takes at least; the more are open, the more is at stake
 FEW: Final = 4  # messages say nothing ...
 FEW_S: Final = 10.0  # ... unless they are all that came in so long
 BUSY: Final = 0.8  # share of the time that rows must have waited for connections
@@ -107,7 +108,7 @@ class Sampler:
         seconds = sight.now_s - self._from_s
         count = sight.done - self._done
         latency_s = self._latencies_s / self._looks
-        least_s = min(max(1.5, 4 * latency_s), 4.0) if fine else min(max(0.05, 3 * latency_s), 4.0)
+        least_s = min(max(1.5, 4 * latency_s), 4.0) if fine else min(max(SHORT_S * wanted, 3 * latency_s), 4.0)
         least = max(150, 2 * wanted) if fine else max(5, wanted)
         if seconds < least_s or (count < least and seconds < max(3 * least_s, 2.0)):
             return None
