@@ -109,7 +109,7 @@ class Sender:
         for name, values in relays.items():
             relay = Endpoint.from_map(values)
             if name in by_name:
-                by_name[name].relay = relay
+                by_name[name].become(relay)
             else:
                 self._add_pool(relay)
                 self._handover.relay_names.append(name)

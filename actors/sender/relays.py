@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from actors.sender import descriptors
@@ -47,6 +48,7 @@ BLAMED_SHARE: Final = 0.05  # of conclusions within a second: replies that blame
 WATCH_NS: Final = 1_000_000_000
 SECOND_NS: Final = 1_000_000_000
 _TIMEOUTS: Final = frozenset({Event.TIMEOUT_BEFORE, Event.TIMEOUT_AFTER})
+_OURS: Final = ("connections", "messages_per_connection", "window", "max_age_s", "timeouts_s")  # not the session's
 _OWN_WORDS: Final = tuple(range(table.TOGETHER + 1))
 
 
@@ -116,6 +118,16 @@ class Pool:
     def connected(self) -> bool:
         """Whether a connection is open."""
         return bool(self.connections)
+
+    def become(self, relay: Endpoint) -> None:
+        """New settings: connections that would be opened otherwise now take nothing more."""
+        same = replace(relay, **{name: getattr(self.relay, name) for name in _OURS}) == self.relay
+        self.relay = relay
+        if not same:
+            self._modes, self._closes = ModeMemory(), CloseCount()
+            self._bdat_from = None
+            self._steering.restart()
+            self._retire(list(self.connections))
 
     def _limit(self) -> int:
         """Most connections the broker allows now."""
