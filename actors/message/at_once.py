@@ -27,8 +27,8 @@ _LINKS = 4  # forms of the unsubscribe link: as it is, escaped, and both in quot
 class _Shape(NamedTuple):
     """All bodies of one shape of message.
 
-    pick       takes the values for the holes out of fields, forms of the link and rendered values, end to end
-    pieces     holes at odd indices
+    pick       takes the values for the holes out of fields, forms of the link, nothing, and rendered values, end to end
+    pieces     holes at odd indices; the fixed ones are the plans' own, so that a shape costs only their references
     room       bytes that each value but the link may have
     link_room  bytes that the link may have
     coded      some body is quoted-printable
@@ -86,7 +86,7 @@ class AtOnce:
         if links is None:
             return None
         pieces = shape.pieces.copy()
-        pieces[1::2] = shape.pick([*values, *links, *rendered])
+        pieces[1::2] = shape.pick([*values, *links, b"", *rendered])
         return pieces
 
     def _links(self, link: bytes | None, shape: _Shape) -> tuple[bytes | None, ...] | None:
@@ -103,20 +103,26 @@ class AtOnce:
         """The shape of a message, when it is first seen; None for more than are kept."""
         if len(self._shapes) >= _SHAPES_MAX:
             return None
-        pieces, holes, rooms, link_rooms = [b""], [], [_NO_LIMIT], [_NO_LIMIT]
-        link, rendered, coded = self._count - 1, self._count - 1 + _LINKS, False
+        pieces: list[bytes] = []
+        holes: list[int] = []
+        rooms, link_rooms, coded = [_NO_LIMIT], [_NO_LIMIT], False
+        link = self._count - 1
+        nothing = link + _LINKS  # stands between two bodies, where no value does
+        rendered = nothing + 1
         told = iter(shapes)
         for key, body in self._bodies.items():
             runs = next(told) if body.marked else (b"",)
             plan = body.plan(runs)
             if plan is None:
                 return None
+            if pieces:
+                holes.append(nothing)
+                pieces.append(b"")
             form = link + (key == "html") + 2 * (plan.seven is None)
             for hole, room in zip(plan.holes, _rooms(plan), strict=True):
                 (link_rooms if hole == link else rooms).append(room)
                 holes.append(hole if hole < link else form if hole == link else hole - self._count + rendered)
-            fixed = plan.coded if plan.seven is None else plan.seven
-            pieces = [*pieces[:-1], pieces[-1] + fixed[0], *fixed[1:]]
+            pieces += plan.coded if plan.seven is None else plan.seven
             rendered += len(runs) - 1
             coded = coded or plan.seven is None
         shape = _Shape(picker(holes), pieces, min(rooms), min(link_rooms), coded)

@@ -37,7 +37,7 @@ _SOFT = b"=\r\n"
 _LINE = 75  # columns of quoted-printable before a soft break's `=`
 _ROOM_MIN = 32  # columns: a literal that ends with less before column 76 gets a soft break, for names to fit; so does
 # one before the last field, which is the unsubscribe link.
-_PLANS_BYTES_MAX = 8_000_000  # for all shapes of one body: loops and conditions must not fill a sender's memory
+_PLANS_BYTES_MAX = 4_000_000  # for all shapes of one body: loops and conditions must not fill a sender's memory
 _PLANS_MAX = 1024
 _CODED_MARK = b"=1D"  # MARK in quoted-printable
 

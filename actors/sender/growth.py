@@ -1,12 +1,13 @@
-"""How many connections one sender should have to one relay: tried, measured, kept or taken back.
+"""How many connections there should be to one relay: tried, measured, kept or taken back.
 
-Pure: what was seen goes in, a number comes out. No clock, no socket, no loop. Another sender shares the relay and
-runs the same code, and nobody tells either what the other does, so everything here is relative and repeated.
+Pure: what was seen goes in, a number comes out. No clock, no socket, no loop. One sender measures for all senders of an
+engine (`steering`), but another engine may share the relay and run the same code, and nobody tells either what the other
+does; so everything here is relative and repeated.
 
 - One knob is turned at a time, and what it brought is measured before it is turned again.
 - A handful (FIRST) is had without asking, since a short look tells little, and given up only for more throughput.
   From there on more connections must pay: throughput has to grow by (connections)^PAYS at least, and fewer are kept if
-  they cost less than that.  Where two senders crowd a relay together, that is what makes both give way: one that backs
+  they cost less than that.  Where two engines crowd a relay together, that is what makes both give way: one that backs
   off alone loses nothing at first, and the one that has fewer gains more by growing, so they meet in the middle.
 - What the relay refuses is believed at once; then the way up is a small step at a time, with pauses that double as long
   as it goes on refusing.
@@ -95,7 +96,7 @@ class Growth:
     """The controller of one pool. `target` is what it wants to be open now."""
 
     def __init__(self, dice: random.Random) -> None:
-        """dice: so that two senders do not try the same at the same time."""
+        """dice: so that two engines do not try the same at the same time."""
         self._dice = dice
         self._sampler = Sampler()
         self._refused = self._slowed = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from urllib.parse import quote
 
 import pytest
@@ -144,3 +145,19 @@ def test_a_field_that_is_percent_encoded_or_in_a_loop_is_what_rendering_makes_of
         quoted = quote(x, safe="/").replace("~", "%7E")
         assert text_of(read(composer, x=x, y="1 2")) == f"{quoted} {quoted} 1,2, {x}\n"
     assert composer.is_split
+
+
+def test_many_shapes_share_their_literals() -> None:
+    """Five conditions in each of two long bodies, a thousand shapes: what is kept of a shape is no copy of the text."""
+    conditions = "".join(f"{{% if c{n} %}}x{n}{{% endif %}}" for n in range(5))
+    composer = make_composer(text="t" * 900 + f"\n{conditions}\n", html=("<p>h</p>\n" * 4000) + f"{conditions}\n")
+    tracemalloc.start()
+    try:
+        for shape in range(32):
+            columns = {f"c{n}": "1" if shape >> n & 1 else "" for n in range(5)}
+            assert text_of(read(composer, **columns)).startswith("ttt")
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert composer.is_split
+    assert grown < 12_000_000
