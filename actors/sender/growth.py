@@ -1,8 +1,8 @@
 """How many connections there should be to one relay: tried, measured, kept or taken back.
 
 Pure: what was seen goes in, a number comes out. No clock, no socket, no loop. One sender measures for all senders of an
-engine (`steering`), but another engine may share the relay and run the same code, and nobody tells either what the other
-does; so everything here is relative and repeated.
+engine (`steering`), but another engine may share the relay and run the same code, and nobody tells either what the
+other does; so everything here is relative and repeated.
 
 - One knob is turned at a time, and what it brought is measured before it is turned again.
 - A handful (FIRST) is had without asking, since a short look tells little, and given up only for more throughput.
