@@ -33,6 +33,7 @@ BENCHES = (
     Bench("campaign", "--messages 20000 --rounds 3", "--bytes 40000"),
     Bench("postfix", "--messages 10000 --rounds 3"),
     Bench("tls", "--messages 20000 --rounds 3"),
+    Bench("adaptive", "--seconds 30"),
     Bench("latency", "--seconds 5 --many-messages 20000"),
     Bench("server_class", "--messages 10000"),
     Bench("nodemailer", "--messages 20000 --rounds 2"),
