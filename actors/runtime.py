@@ -183,6 +183,7 @@ class _Life:
         self._ending: set[asyncio.Task[None]] = set()
         self._ready = False
         self._pending: list[Message] = []
+        self._fault: Callable[[str], None] | None = None
         self._end: asyncio.Future[int]
 
     async def run(self) -> int:
@@ -219,6 +220,7 @@ class _Life:
         def fault(text: str) -> None:
             faults.note(row, text, clock.now_ns())
 
+        self._fault = fault
         return Context(
             boot=self._boot,
             arena=arena,
@@ -310,4 +312,6 @@ class _Life:
             self._log.warning("event loop complained", reason=context.get("message"))
             return
         self._log.error("actor crashed", reason=repr(error), exc_info=error)
+        if self._fault is not None:
+            self._fault(f"crashed: {error!r}")
         self._finish(CRASHED)

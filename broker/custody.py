@@ -15,20 +15,26 @@ from broker.contract.log import log
 from broker.contract.paths import StateDir
 from broker.running import Lease
 from shm.files.ledger import Counts, Ledger, Policy
+from shm.files.ledger_idle import at_fault
 
-__all__ = ["CLEARED_ROWS", "SUSPECT_DEATHS", "Custody", "Returned", "deaths_after"]
+__all__ = ["CLEARED_ROWS", "POISON_DEATHS", "SUSPECT_DEATHS", "Custody", "Returned", "deaths_after"]
 
 SUSPECT_DEATHS = 2  # a shard whose holders died this often is leased alone, a row at a time
-POISON_DEATHS = 3  # one more death under such a lease convicts the row in flight
+POISON_DEATHS = 3  # one more death under such a lease convicts the row that was being composed or sent
 CLEARED_ROWS = 256  # a row that kills is among the first a new holder takes up: after so many attempts it is not there
 
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What a shard came to when its lease ended. deaths: suspicious ones so far, this one included."""
+    """What a shard came to when its lease ended.
+
+    deaths     suspicious ones so far, this one included
+    convicted  rows that its holder died of
+    """
 
     counts: Counts
     deaths: int
+    convicted: int = 0
 
 
 def deaths_after(deaths: int, attempted: int, *, dead: bool) -> int:
@@ -69,11 +75,14 @@ class Custody:
     def settle(self, lease: Lease, *, dead: bool, now_s: int) -> Returned:
         """Bring a returned or orphaned ledger to rest and read what it came to."""
         attempted = lease.ledger.count().attempts - lease.shard.counts.attempts
-        deaths = deaths_after(lease.shard.deaths, attempted, dead=dead)
+        deaths = deaths_after(lease.shard.deaths, attempted, dead=dead and not lease.cleared)
         policy: Policy = "hold" if lease.campaign.cancelling else lease.campaign.uncertain
+        convicted = 0
         if dead:
-            poison = deaths >= POISON_DEATHS
+            suspect = deaths >= POISON_DEATHS and not lease.cleared
+            poison = at_fault(lease.ledger, lease.at_hand) if suspect else []
             found = lease.ledger.recover(power_lost=False, policy=policy, now_s=now_s, poison=poison)
+            convicted = found.poisoned
             log.warning(
                 "shard recovered", campaign=lease.campaign.id, shard=lease.shard.number,
                 uncertain=found.uncertain, resent=found.resent, poisoned=found.poisoned,
@@ -83,7 +92,7 @@ class Custody:
             lease.ledger.recover(power_lost=True, policy=policy, now_s=now_s)
         if lease.campaign.cancelling:
             lease.ledger.cancel_idle(now_s)
-        return Returned(lease.ledger.summary() or lease.ledger.count(), deaths)
+        return Returned(lease.ledger.summary() or lease.ledger.count(), deaths, convicted)
 
     def _rewrite(self, lease: Lease) -> None:
         """Put the rows of a ledger whose holder met a failing disk into a new file."""

@@ -27,6 +27,7 @@ from broker.contract.paths import StateDir
 from broker.contract.settings import Settings
 from broker.control.router import Router
 from broker.custody import Custody
+from broker.deaths import last_words
 from broker.events import EventBus
 from broker.jobs import Jobs
 from broker.leases import RETURN, Leases
@@ -308,7 +309,8 @@ class Engine:
 
     def _on_death(self, slot: Slot) -> None:
         self.relays.died(slot.row)
-        for lease in self.leases.holder_died(slot.row):
+        how = last_words(self.tables.faults, slot, self.clock.now_ns())
+        for lease in self.leases.holder_died(slot.row, how):
             self.task(self.leases.take_back(lease, dead=True))
 
     def _on_return(self, lease: Lease) -> None:

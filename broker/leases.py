@@ -4,6 +4,8 @@ Invariants
 - A shard's ledger has one writer: the holder of its lease, or the broker while it is idle.
 - A shard is leased again only after its holder returned it (its `done` word shows the lease's number) or its
   process is proven dead. Silence is never enough.
+- A sender that dies convicts a row only if that row was being composed or sent, alone. If none was, the shard rests,
+  and after a few such deaths its campaign waits and is tried now and then, until a relay answers for somebody.
 - A lease number is used once. An actor row's slot is free only when the broker has read the last of its counters.
 - No file is touched on the loop: ledgers are opened, recovered and counted in the files thread.
 """
@@ -16,7 +18,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from broker.contract.errors import plainly
-from broker.custody import CLEARED_ROWS, SUSPECT_DEATHS, Custody, Returned
+from broker.contract.log import log
+from broker.custody import CLEARED_ROWS, POISON_DEATHS, SUSPECT_DEATHS, Custody, Returned
 from broker.running import Lease, Phase, Running, ShardState
 from shm.files.durable import FileFault
 from shm.live.counters import CounterTable
@@ -27,6 +30,8 @@ __all__ = ["CANCEL", "RETURN", "RUN", "Leases", "Pacing", "Totals"]
 
 RUN, RETURN, CANCEL = 1, 2, 3
 REST_S, REST_S_MAX = 5.0, 300.0  # before a shard is leased again whose lease could not be worked; doubles
+CRASH_S, CRASH_S_MAX = 1.0, 60.0  # the same after its holder died and no row was at fault
+CRASHES_TOLD = 3  # such deaths over one shard, after which its campaign waits and says why
 DISK_RETRY_S = 2.0  # between tries to write what a failing disk did not take
 
 _T = TypeVar("_T")
@@ -180,8 +185,11 @@ class Leases:
                 lease.shard.phase = Phase.BUSY
                 lease.campaign.busy += 1
                 done.append(lease)
-            elif lease.shard.deaths >= SUSPECT_DEATHS and lease.action == RUN:
+                continue
+            if lease.shard.deaths >= SUSPECT_DEATHS and lease.action == RUN:
                 self._acquit(lease)
+            if lease.campaign.crash:
+                self._works(lease)
         return done
 
     def _acquit(self, lease: Lease) -> None:
@@ -191,16 +199,21 @@ class Leases:
             lease.shard.deaths = 0
             self.order(lease, RUN)
 
-    def holder_died(self, row: int) -> list[Lease]:
+    def holder_died(self, row: int, how: str = "") -> list[Lease]:
         """The holder of `row` is proven dead: its offers are wiped before another process may read them.
 
         Returns its leases, which the caller passes to `take_back(dead=True)`.
+        how   what is known of its death, for people
         """
         leases = [lease for lease in self.of_row(row) if lease.shard.phase is Phase.LEASED]
         for lease in leases:
             lease.shard.phase = Phase.BUSY
             lease.campaign.busy += 1
+            lease.death, lease.at_hand = how, self._counters.at_hand(lease.row, lease.slot, lease.number)
             self._table.free(lease.row, lease.slot)
+        named = any(lease.at_hand is not None for lease in leases)
+        for lease in leases:
+            lease.cleared = named and lease.at_hand is None
         return leases
 
     async def take_back(self, lease: Lease, *, dead: bool) -> None:
@@ -212,6 +225,10 @@ class Leases:
         self._pacing.closed(lease, dead=dead)
         returned = await self._settled(lease, dead=dead)
         shard.deaths = returned.deaths
+        if not dead:
+            self._works(lease)
+        elif not returned.convicted and not lease.cleared:
+            self._crashed(lease)
         self._fold(lease)  # in the same turn as it leaves `open`, or it would be counted twice
         self._taken.discard((lease.row, lease.slot))
         del self.open[lease.number]
@@ -268,11 +285,36 @@ class Leases:
         """Its holder could not work it: the shard rests before it is leased again, longer each time."""
         shard = lease.shard
         shard.failures += 1
-        shard.rests_until = time.monotonic() + min(REST_S * 2.0 ** (shard.failures - 1), REST_S_MAX)
+        shard.rests_until = time.monotonic() + _rest_s(shard.failures, REST_S, REST_S_MAX)
+
+    def _crashed(self, lease: Lease) -> None:
+        """Its holder died, and no row was at fault: a suspect shard rests; in the end the campaign waits."""
+        campaign, shard, now = lease.campaign, lease.shard, time.monotonic()
+        if shard.deaths >= POISON_DEATHS:
+            shard.failures += 1
+            shard.rests_until = now + _rest_s(shard.failures, CRASH_S, CRASH_S_MAX)
+            if shard.failures >= CRASHES_TOLD and not campaign.crash:
+                campaign.crash = lease.death
+                log.error("senders crash", campaign=campaign.id, reason=lease.death)
+        if campaign.crash and now >= campaign.probed_from:
+            campaign.crash = lease.death
+            campaign.crashes += 1
+            campaign.probed_from = now + _rest_s(campaign.crashes, CRASH_S, CRASH_S_MAX)
+
+    def _works(self, lease: Lease) -> None:
+        """End the wait of a campaign whose senders crashed, once a relay has answered under a lease."""
+        counts = self._counted(lease)
+        if counts is not None and counts.sent + counts.bounced + counts.deferred:
+            lease.campaign.crash, lease.campaign.crashes, lease.campaign.probed_from = "", 0, 0.0
 
     def of_row(self, row: int) -> list[Lease]:
         """Leases that the actor of `row` holds."""
         return [lease for lease in self.open.values() if lease.row == row]
+
+
+def _rest_s(failures: int, first_s: float, most_s: float) -> float:
+    """Seconds to rest after so many failures in a row, from 1: doubling up to `most_s`."""
+    return min(first_s * 2.0 ** min(failures - 1, 16), most_s)
 
 
 def _order_of(lease: Lease) -> int:

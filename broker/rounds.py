@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from broker.account import rate_of
 from broker.breaker import judge
-from broker.contract.timefmt import rfc3339
 from broker.giveup import give_up, look_s
 from broker.leases import RETURN, RUN
 from broker.relay_news import keep_learnt, tell
@@ -121,9 +120,13 @@ class Rounds:
         self._engine.relays.share(self._engine.leases.work())
 
     def _may_lease(self, campaign: Running) -> bool:
-        """Whether it may be handed shards; also one whose relays are down and that has none out: it probes them."""
+        """Whether it may be handed shards; one that waits and has none out also to see whether the cause is gone."""
         cause = self._cause(campaign)
-        return cause is None or (cause[0] in ("relay_unreachable", "relay_refused") and not campaign.leases)
+        if cause is None or campaign.leases:
+            return cause is None
+        if cause[0] == "sender_crashes":
+            return time.monotonic() >= campaign.probed_from
+        return cause[0] in ("relay_unreachable", "relay_refused")
 
     def _supervise(self) -> None:
         self._engine.supervisor.step()
@@ -152,11 +155,8 @@ class Rounds:
                 engine.task(engine.campaigns.conclude_if_done(campaign))  # a disk did not let it end at once
             if cause is None and campaign.state == "waiting":
                 engine.task(engine.campaigns.waiting(campaign, None))
-            elif cause is not None and campaign.state == "running":
-                since = rfc3339(engine.clock.now_ns() / 1e9)
-                code, message, hint = cause
-                reason = {"code": code, "message": message, "hint": hint, "since": since}
-                engine.task(engine.campaigns.waiting(campaign, reason))
+            elif cause is not None and campaign.state in SENDING and cause != _told(campaign):
+                engine.task(engine.campaigns.waiting(campaign, cause))
 
     def _move_on(self, campaign: Running) -> None:
         """Call back leases that can use none of the campaign's relays where they are, or one that is not its any more.
@@ -180,6 +180,9 @@ class Rounds:
             return "disk", campaign.fault, "free or mend the disk; sending goes on by itself"
         if campaign.barred is not None:
             return campaign.barred
+        if campaign.crash:
+            hint = "log/engine.log says where; mend that, and sending goes on by itself"
+            return "sender_crashes", f"the sender crashes: {campaign.crash}", hint
         down = self._engine.relays.why_down(_relays(campaign))
         return None if down is None else (down.code, down.message, down.hint)
 
@@ -198,6 +201,12 @@ class Rounds:
         sent = rate_of([(at, s) for at, s, _ in self._samples], now, totals["sent"])
         attempted = rate_of([(at, a) for at, _, a in self._samples], now, totals["attempted"])
         return sent, attempted
+
+
+def _told(campaign: Running) -> tuple[str, str, str] | None:
+    """(code, message, hint) of what a campaign is said to wait for."""
+    reason = campaign.reason
+    return (reason["code"], reason["message"], reason["hint"]) if reason and campaign.state == "waiting" else None
 
 
 def _relays(campaign: Running) -> list[int]:

@@ -85,6 +85,9 @@ class Lease:
     since: float  # monotonic
     ordered: float = 0.0  # monotonic time of the last RETURN or CANCEL
     routes: tuple[tuple[int, int], ...] = ()  # (relay, weight) that its slices may go through; () = `relay` alone
+    death: str = ""  # how its holder died
+    at_hand: int | None = None  # row that its dead holder was composing, if it said so
+    cleared: bool = False  # its holder died of a row of another lease
 
     @property
     def relays(self) -> tuple[int, ...]:
@@ -127,6 +130,9 @@ class Running:
     cancelling: bool = False
     faulted: float = 0.0  # monotonic time until which a failing disk keeps it waiting; 0 = none does
     fault: str = ""  # what the disk said
+    crash: str = ""  # how its senders die, none of its rows being at fault; "" = they do not
+    crashes: int = 0  # of them since that was found
+    probed_from: float = 0.0  # monotonic; when a shard may be leased again to see whether they still do
     ended: bool = False  # its final account is written
     resting: list[tuple[float, int]] = field(default_factory=list)  # heap of (monotonic, shard) after a failed lease
     origin: Origin | None = None

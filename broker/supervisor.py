@@ -54,6 +54,7 @@ class Slot:
     served: bool = False  # it was ready once, in whatever life
     was_ready: bool = False
     draining: bool = False  # it says that it is about to end, whoever told it to
+    how: str = ""  # how the last process here ended
 
     @property
     def name(self) -> str:
@@ -164,7 +165,7 @@ class Supervisor:
         slot.child = None
         self._heartbeats.gone(slot.row)
         expected = self.stopping and status == 0
-        word = _how(status)
+        word = slot.how = _how(status)
         if not expected:
             log.error("actor died", name=slot.name, pid=child.pid, how=word, generation=slot.generation)
         self._on_event("actor.ended" if expected else "actor.died", slot, {"pid": child.pid, "how": word})

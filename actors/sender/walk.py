@@ -30,7 +30,7 @@ from actors.smtp.outcome import Connection as Action
 from actors.smtp.transaction import Concluded, Event, Stage
 from shm.files.ledger import States
 from shm.live.clock import EngineClock
-from shm.live.counters import ATTEMPTED
+from shm.live.counters import AT_HAND, ATTEMPTED
 from shm.live.grants import GrantTable
 from shm.live.histogram import Histogram
 from shm.live.suppressed import SuppressionReader
@@ -140,7 +140,7 @@ class Walk:
                 self.deactivate(lease)
                 self._hungry(lease)
                 continue
-            part = self._message(lease, connection, now_s)
+            part = (self._named if lease.rows_max else self._message)(lease, connection, now_s)
             if part is None:
                 continue
             parts.append(part)
@@ -200,6 +200,16 @@ class Walk:
         connection.used_ns = now_ns
         connection.flights.append((number, lease, row, now_ns))
         return connection.submit(number, mail_from, rcpt_to, data, params)
+
+    def _named(self, lease: Lease, connection: Connection, now_s: int) -> bytes | None:
+        """As `_message` for a lease under suspicion: the arena names the row meanwhile, should it end this process.
+
+        An exception leaves the name where it is: that is such an end.
+        """
+        lease.words[AT_HAND] = lease.ready[0] + 1
+        part = self._message(lease, connection, now_s)
+        lease.words[AT_HAND] = 0
+        return part
 
     def _changed(self, lease: Lease) -> None:
         """The broker said something since we last looked."""

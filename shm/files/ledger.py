@@ -382,7 +382,7 @@ class Ledger:
 
     # Changes by the broker, in a worker thread, while nobody holds a lease: they sync (ledger_idle.py).
 
-    def recover(self, power_lost: bool, policy: Policy, now_s: int, poison: bool = False) -> Recovered:
+    def recover(self, power_lost: bool, policy: Policy, now_s: int, poison: Collection[int] = ()) -> Recovered:
         """Settle what a dead holder left CLAIMED or SENDING (ledger_idle.recover)."""
         return ledger_idle.recover(self, power_lost=power_lost, policy=policy, now_s=now_s, poison=poison)
 

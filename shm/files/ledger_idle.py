@@ -24,7 +24,10 @@ from shm.files.ledger_words import HIGH_SHIFT, NO_STATE, STATE, Rows, Words, exp
 if TYPE_CHECKING:
     from shm.files.ledger import Ledger
 
-__all__ = ["Policy", "Recovered", "Retried", "cancel_idle", "give_up", "recover", "retry", "retryable", "suppress_idle"]
+__all__ = [
+    "Policy", "Recovered", "Retried", "at_fault", "cancel_idle", "give_up", "recover", "retry", "retryable",
+    "suppress_idle",
+]  # fmt: skip
 
 Policy = Literal["resend", "hold"]
 RETRIED: Final = frozenset({States.FAILED, States.UNCERTAIN})
@@ -35,7 +38,7 @@ class Recovered:
     """What a recovery changed, in rows.
 
     released    CLAIMED rows that went back to what they were
-    poisoned    CLAIMED and SENDING rows that became FAILED, since they crash their sender
+    poisoned    rows that became FAILED, since they crash their sender
     uncertain   rows of which nobody knows whether they were accepted; of these,
     resent      will be sent once more (policy `resend`), and
     held        stay UNCERTAIN: policy `hold`, or sent twice already
@@ -64,20 +67,28 @@ class Retried:
         return self.failed + self.uncertain
 
 
-def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int, poison: bool) -> Recovered:
+def at_fault(ledger: Ledger, at_hand: int | None) -> list[int]:
+    """Rows that a holder which took one at a time can have died of: being sent, or being composed.
+
+    at_hand   the row that it said it was composing; another CLAIMED one was merely waiting
+    """
+    sending = rows_in(ledger.words(), (States.SENDING,)).tolist()
+    return sending if at_hand is None else [*sending, at_hand]
+
+
+def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int, poison: Collection[int] = ()) -> Recovered:
     """Settle what a dead holder left CLAIMED or SENDING.
 
     power_lost   the machine went down since the lease was opened (the boot id differs), or the file was restored
                  after a failed sync: then a CLAIMED row may have been sent too
     policy       `resend`: a row that is not sticky is due now, sticky; `hold`: it stays UNCERTAIN. A campaign that is
                  being cancelled resends nothing, so its broker passes `hold`
-    poison       the shard was leased one row at a time and its holder died again: that row fails, whatever else
+    poison       rows that crash their sender (`at_fault`): those of them that are CLAIMED or SENDING fail
     A ledger whose summary is true may be passed too: after a power loss its rows may be newer than its header.
     """
-    poisoned = 0
-    if poison:
-        sources = (States.CLAIMED, States.SENDING)
-        poisoned = _move_durably(ledger, rows_in(ledger.words(), sources), States.FAILED, sources, now_s)
+    sources = (States.CLAIMED, States.SENDING)
+    guilty = np.intersect1d(np.array(poison, np.int64), rows_in(ledger.words(), sources))
+    poisoned = _move_durably(ledger, guilty, States.FAILED, sources, now_s)
     words = ledger.words()
     claimed = rows_in(words, (States.CLAIMED,))
     sending = rows_in(words, (States.SENDING,))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTEMPTED",
+    "AT_HAND",
     "BOUNCED",
     "CANCELLED",
     "COUNTERS",
@@ -46,12 +47,13 @@ __all__ = [
 ]
 
 NAMES = ("attempted", "sent", "deferred", "bounced", "failed", "uncertain", "suppressed", "cancelled", "sender_fault")
-COUNTERS = record([("tenant", "<i8"), *((name, "<i8") for name in NAMES)], LANE)
+COUNTERS = record([("tenant", "<i8"), *((name, "<i8") for name in NAMES), ("at_hand", "<i8")], LANE)
 assert word_of(COUNTERS, "cancelled") == 8, "layout is read by other processes: raise LAYOUT_VERSION instead"
 
 TABLES = (Table("counters", COUNTERS, ("actors", "slots"), "actor"),)
 
 TENANT, ATTEMPTED, SENT, DEFERRED, BOUNCED, FAILED, UNCERTAIN, SUPPRESSED, CANCELLED, SENDER_FAULT = range(10)
+AT_HAND = SENDER_FAULT + 1  # under suspicion: 1 + the ledger row being composed, 0 = none; no count
 _WORDS = LANE // 8
 _READS_MAX = 4  # a row changes its tenant at most once per lease: a reader that fails twice met a stopped writer
 
@@ -87,7 +89,7 @@ class CounterTable:
         at = (row * self._slots + slot) * _WORDS
         words = self._words[at : at + _WORDS]
         words[TENANT] = 0
-        for word in range(ATTEMPTED, SENDER_FAULT + 1):
+        for word in range(ATTEMPTED, AT_HAND + 1):
             words[word] = 0
         words[TENANT] = number
         return words
@@ -106,6 +108,12 @@ class CounterTable:
             if words[at + TENANT] == tenant:
                 return tenant, Counts(*counts)
         return None
+
+    def at_hand(self, row: int, slot: int, number: int) -> int | None:
+        """Return the ledger row that the actor says it is composing under lease `number`, None if it names none."""
+        at = (row * self._slots + slot) * _WORDS
+        named = self._words[at + AT_HAND]
+        return named - 1 if named and self._words[at + TENANT] == number else None
 
     def totals(self) -> npt.NDArray[np.int64]:
         """Return int64[actors, slots, 10], tenants first: a copy, each word read once.

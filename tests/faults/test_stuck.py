@@ -110,6 +110,46 @@ def test_a_recipient_that_kills_every_sender_is_given_up_alone(
     engine.stop()
 
 
+# A sender, told to crash between two messages, while rows are claimed, as long as a file is there.
+CRASHING = """
+import os
+whole = module.Sender._committed
+
+def committed_or_crash(self, leases, fault):
+    if leases and os.path.exists({marker!r}):
+        raise RuntimeError("broken inside")
+    whole(self, leases, fault)
+
+module.Sender._committed = committed_or_crash
+"""
+
+
+def test_senders_that_crash_whatever_they_send_cost_nobody_his_mail(
+    sink: StartSink, instance: StartInstance, sabotage: Sabotage, tmp_path: Path
+) -> None:
+    """No row is convicted, however often: the campaign waits, says why, and goes on by itself once it can."""
+    marker = tmp_path / "broken"
+    marker.touch()
+    sabotage(CRASHING.format(marker=str(marker)), "actors.sender.actor")
+    relay = sink(keep=True)
+    engine = instance(relay)
+    engine.start()
+    campaign = engine.send("news", 60)
+    with watching(engine, campaign):
+        waiting = engine.until(campaign, lambda now: now["state"] == "waiting")
+        assert waiting["reason"]["code"] == "sender_crashes"
+        assert waiting["reason"]["message"] == "the sender crashes: RuntimeError('broken inside')"
+        assert "engine.log" in waiting["reason"]["hint"]
+        died = engine.log().count('event="actor died"')
+        until(lambda: engine.log().count('event="actor died"') > died, what="another try")
+        assert (waiting["failed"], engine.account(campaign)["failed"]) == (0, 0)
+        marker.unlink()
+        account = engine.finished(campaign)
+    assert (account["sent"], account["attempts"]) == (60, 60)
+    assert set(arrivals(relay).values()) == {1}
+    engine.stop()
+
+
 BROKEN = 'raise ImportError("libfoo.so: cannot open shared object file")'
 
 

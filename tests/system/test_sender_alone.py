@@ -323,6 +323,7 @@ def test_a_suspect_shard_goes_by_one_row_at_a_time(sink: StartSink, lone_sender:
         most = max(most, lone.counts(7).in_flight)
     assert lone.wait_done(number).sent == 30
     assert 1 <= most <= 2
+    assert lone.counters.at_hand(ROW, 0, number) is None, "what has been composed is nobody's death"
 
 
 def test_a_relay_that_is_down_costs_no_recipient_and_is_used_when_it_comes(

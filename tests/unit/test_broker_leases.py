@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 import pytest
 
 from broker.contract.paths import StateDir
-from broker.custody import Custody
-from broker.leases import CANCEL, RETURN, RUN, Leases
+from broker.custody import POISON_DEATHS, SUSPECT_DEATHS, Custody
+from broker.leases import CANCEL, CRASHES_TOLD, RETURN, RUN, Leases
 from broker.running import Lease, Phase, Running, ShardState
 from shm.arena import Arena, Shape
 from shm.files.ledger import Ledger, States
-from shm.live.counters import ATTEMPTED, SENT, CounterTable
+from shm.live.counters import AT_HAND, ATTEMPTED, SENT, CounterTable
 from shm.live.leases import LeaseTable, unpack_order
-from tests.fixtures.campaigns_running import campaign_of, counts
+from tests.fixtures.campaigns_running import campaign_of, counts, lease_of
 
 INSTANCE, BOOT, NOW_S = "ab" * 16, "boot-1", 5000
 ROW, ROWS = 1, 5
@@ -237,5 +238,95 @@ def test_a_shard_whose_lease_could_not_be_worked_rests_longer_each_time(scene: S
         await worked(failed=False)
         assert scene.shard.failures == 0
         assert scene.campaign.due(NOW_S) == (1, None)
+
+    run(body())
+
+
+async def die(scene: Scene, *, at_hand: int | None = None, attempting: int | None = None) -> None:
+    """The sender takes the shard, claims its first row, says perhaps which it composes or sends it, and dies."""
+    scene.shard.rests_until = 0.0  # rested
+    await scene.offer()
+    (lease,) = scene.leases.open.values()
+    words = scene.counters.open(ROW, lease.slot, lease.number)
+    lease.ledger.claim(lease.ledger.due(NOW_S)[:1])
+    if at_hand is not None:
+        words[AT_HAND] = at_hand + 1
+    if attempting is not None:
+        lease.ledger.sending(attempting, NOW_S)
+    assert scene.leases.holder_died(ROW, "signal SIGSEGV") == [lease]
+    await scene.leases.take_back(lease, dead=True)
+
+
+def test_deaths_that_are_no_rows_doing_convict_nobody_and_make_the_campaign_wait(scene: Scene) -> None:
+    """The shard rests longer each time; after some deaths the campaign says how its senders die."""
+
+    async def body() -> None:
+        rests = []
+        for death in range(1, SUSPECT_DEATHS + CRASHES_TOLD + 1):
+            assert scene.campaign.crash == ""
+            before = time.monotonic()
+            await die(scene)
+            if death >= POISON_DEATHS:
+                rests.append(round(scene.shard.rests_until - before))
+        assert rests == [1, 2, 4]
+        assert scene.campaign.crash == "signal SIGSEGV"
+        assert scene.campaign.probed_from > time.monotonic()
+        assert (scene.campaign.settled.failed, scene.campaign.settled.pending) == (0, ROWS)
+
+    run(body())
+
+
+@pytest.mark.parametrize("how", [{"at_hand": 0}, {"attempting": 0}], ids=["composing", "sending"])
+def test_a_row_at_which_its_sender_dies_again_and_again_is_convicted(scene: Scene, how: dict[str, int]) -> None:
+    """It fails; the shard does not rest, and the campaign does not wait."""
+
+    async def body() -> None:
+        for _ in range(SUSPECT_DEATHS):
+            await die(scene)
+        assert scene.campaign.settled.failed == 0
+        await die(scene, **how)
+        assert (scene.campaign.settled.failed, scene.campaign.settled.pending) == (1, ROWS - 1)
+        assert scene.shard.rests_until == 0.0
+
+    run(body())
+
+
+def test_a_row_of_another_lease_clears_those_that_died_with_it(scene: Scene) -> None:
+    """Of the shards that a sender held, the one whose row it was composing is suspected, and no other."""
+
+    async def body() -> None:
+        for _ in range(SUSPECT_DEATHS):
+            await die(scene)
+        await scene.offer()
+        (lease,) = scene.leases.open.values()
+        scene.counters.open(ROW, lease.slot, lease.number)
+        lease.ledger.claim([0])
+        lease.ledger.sending(0, NOW_S)
+        other = lease_of(campaign_of(2), 99, ROW)
+        other.slot = 1 - lease.slot
+        scene.leases.open[99] = other
+        scene.counters.open(ROW, other.slot, 99)[AT_HAND] = 1
+        assert scene.leases.holder_died(ROW) == [lease, other]
+        del scene.leases.open[99]
+        assert (lease.cleared, other.cleared, other.at_hand) == (True, False, 0)
+        await scene.leases.take_back(lease, dead=True)
+        assert scene.campaign.settled.failed == 0
+        assert scene.campaign.crash == ""
+
+    run(body())
+
+
+def test_a_campaign_whose_senders_crashed_goes_on_once_a_relay_has_answered(scene: Scene) -> None:
+    """A lease that only stands proves nothing; one message that was taken does."""
+
+    async def body() -> None:
+        scene.campaign.crash, scene.campaign.crashes = "signal SIGSEGV", 3
+        await scene.offer()
+        scene.leases.poll()
+        assert scene.campaign.crash
+        scene.work_two_and_give_back()
+        (lease,) = scene.leases.poll()
+        await scene.leases.take_back(lease, dead=False)
+        assert (scene.campaign.crash, scene.campaign.crashes) == ("", 0)
 
     run(body())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shm.files.ledger import Ledger, Recovered, Row, States, pack_a, unpack_a
-from shm.files.ledger_idle import Retried, retryable, suppress_idle
+from shm.files.ledger_idle import Retried, at_fault, retryable, suppress_idle
 
 INSTANCE = "ab" * 16
 BOOT = "3f0c9a52-6a5b-4a3e-9d6e-0c4f6f1f2a3b"
@@ -78,10 +78,13 @@ def test_after_a_power_loss_claims_are_uncertain_too(ledger: Ledger) -> None:
     assert ledger.b[1] == NOW
 
 
-def test_poison_fails_what_was_in_flight_when_the_holder_died_again(ledger: Ledger) -> None:
-    """The rows that crash their sender are FAILED, and the ledger is at rest."""
-    assert ledger.recover(False, "resend", NOW, poison=True) == Recovered(poisoned=4)
-    assert states(ledger) == [P, F, F, F, F, D, States.SENT]
+def test_poison_fails_what_was_sent_or_composed_and_nobody_who_merely_waited(ledger: Ledger) -> None:
+    """Row 1 was being composed, 2 waited for its turn; rows that are not in flight cannot be convicted."""
+    assert at_fault(ledger, None) == [3, 4]
+    assert at_fault(ledger, 1) == [3, 4, 1]
+    found = ledger.recover(False, "resend", NOW, poison=[*at_fault(ledger, 1), 0, 6])
+    assert found == Recovered(released=1, poisoned=3)
+    assert states(ledger) == [P, F, D, F, F, D, States.SENT]
     assert ledger.summary() == ledger.count()
 
 
