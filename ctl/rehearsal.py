@@ -99,10 +99,10 @@ class _Run:
         stage = self._stage
         kept = self._keep()
         try:
+            host, port = stage.start_sink(MESSAGES, *self._wanted.sink)  # first: it knows which faults cannot be
             suppressions = copy_suppressions(real, stage.state)
             output.say(f"rehearsal: {suppressions}")
             copy_lists(real, stage.state, self._spec)
-            host, port = stage.start_sink(MESSAGES, *self._wanted.sink)
             config = stage.place / "ecm.toml"
             config.write_text(settings_text(self._settings, host, port), encoding="utf-8")
             output.say(f"rehearsal: an engine in {stage.place}, a relay that delivers nothing; limits are off")

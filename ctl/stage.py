@@ -45,6 +45,7 @@ class Stage:
         self.place = Path(tempfile.mkdtemp(prefix=f"ecm-{name}-", dir="/tmp"))  # short: sockets lie in it
         self.state = StateDir(self.place / "var")
         self.kept = self.place / "sink"
+        self._sink_says = self.place / "sink.err"
         self._sink: subprocess.Popen[str] | None = None
         self._held = self._signalled = False
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("ECM_")}
@@ -69,18 +70,21 @@ class Stage:
             raise KeyboardInterrupt
 
     def start_sink(self, keep_first: int, *options: str) -> tuple[str, int]:
-        """A sink on a free port that keeps its first messages: (host, port). Raises EcmError sink_failed."""
+        """A sink on a free port that keeps its first messages: (host, port).
+
+        Raises EcmError: what the sink itself says of its options, or sink_failed.
+        """
         told = ("--port", "0", "--json", "--keep", str(self.kept), "--keep-first", str(keep_first))
-        with self._uninterrupted():
+        with self._sink_says.open("wb") as says, self._uninterrupted():
             self._sink = subprocess.Popen(
                 tied(program("actors.sink.actor", (*told, *options))),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self.environment,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=says, text=True, env=self.environment,
                 start_new_session=True,  # Ctrl-C reaches us alone: we end it when nobody speaks with it any more
             )  # fmt: skip
         assert self._sink.stdout is not None
         line = self._sink.stdout.readline()
         if not line:
-            raise EcmError("sink_failed", f"the sink ended with status {self._sink.wait(SINK_S)}")
+            raise self._sink_ended(f"the sink ended with status {self._sink.wait(SINK_S)}")
         where = json.loads(line)
         return where["host"], where["port"]
 
@@ -93,9 +97,17 @@ class Stage:
         line = sink.stdout.readline()
         sink.wait(SINK_S)
         if not line:
-            raise EcmError("sink_failed", f"the sink ended with status {sink.returncode} and told no counts")
+            raise self._sink_ended(f"the sink ended with status {sink.returncode} and told no counts")
         counts: dict[str, int] = json.loads(line)
         return counts
+
+    def _sink_ended(self, how: str) -> EcmError:
+        """Why the sink ended: its own error if it told one, else how it ended and its last words."""
+        words = self._sink_says.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = words[-1] if words else ""
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return EcmError.from_map(json.loads(last)["error"])
+        return EcmError("sink_failed", f"{how}: {last}" if last else how)
 
     def start_engine(self, config: Path) -> dict[str, Any]:
         """Start the engine, tied to this process; what it says when it is ready. Raises EcmError."""

@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import resource
 import signal
+import socket
 import sys
 from dataclasses import replace
 
@@ -70,7 +72,7 @@ class Sink:
                 self._converse, host, port, backlog=_BACKLOG, reuse_address=True, ssl=self._implicit
             )
         except OSError as error:
-            raise _failed(f"cannot listen on {host}:{port}", error) from error
+            raise _failed(f"cannot listen on {host}:{port}", error, _other_place(error)) from error
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._print_counts)
@@ -113,24 +115,36 @@ class Sink:
         sys.stdout.flush()
 
 
-def _failed(what: str, error: OSError) -> EcmError:
+def _failed(what: str, error: OSError, hint: str | None = None) -> EcmError:
     # uvloop words the errors of bind itself, at length; a resolver's errors have negative numbers.
     number = error.errno or 0
     reason = os.strerror(number) if number > 0 else error.strerror or str(error)
-    return EcmError("sink_failed", f"{what}: {reason}")
+    return EcmError("sink_failed", f"{what}: {reason}", hint=hint)
+
+
+def _other_place(error: OSError) -> str | None:
+    """What to do about an address that cannot be listened on."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "something listens there already: choose another --port, 0 takes any free one"
+        case errno.EACCES:
+            return "ports below 1024 are for root: choose another --port, 0 takes any free one"
+        case errno.EADDRNOTAVAIL:
+            return "--host names an address of this machine"
+    return "--host names an address of this machine" if isinstance(error, socket.gaierror) else None
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the sink; returns the exit status."""
-    arguments = options.parse(argv)
+    given = sys.argv[1:] if argv is None else argv
     setproctitle("email-campaign: sink")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        uvloop.run(Sink(arguments).run())
+        uvloop.run(Sink(options.parse(given)).run())
     except EcmError as error:
-        sys.stderr.write((json.dumps({"error": error.to_map()}) if arguments.json else error.text()) + "\n")
+        sys.stderr.write((json.dumps({"error": error.to_map()}) if "--json" in given else error.text()) + "\n")
         return error.exit
     except BrokenPipeError:  # nobody reads our output any more; Python's own flush at exit would complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

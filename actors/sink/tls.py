@@ -39,7 +39,13 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
     try:
         context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
-        raise EcmError("sink_failed", f"not a certificate and its key: {certificate}, {key}: {error.reason}") from error
+        # OpenSSL gives no reason for a file in which there is nothing in PEM.
+        reason = error.reason.replace("_", " ").lower() if error.reason else "nothing in PEM is there"
+        raise EcmError(
+            "sink_failed",
+            f"not a certificate and its key: {certificate}, {key}: {reason}",
+            hint="--cert takes a certificate chain and --key its private key, both in PEM; without them one is made",
+        ) from error
     except OSError as error:
         raise EcmError("sink_failed", f"cannot read {certificate} or {key}: {error.strerror}") from error
 

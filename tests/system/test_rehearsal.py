@@ -246,6 +246,19 @@ def test_options_of_a_rehearsal_are_refused_without_one(place: Path) -> None:
     assert "`--bounce` is for `--rehearse`" in done.stderr
 
 
+def test_faults_that_cannot_be_are_refused_before_anything_is_done(place: Path) -> None:
+    """Shares above 1 together: what the server says of its options is our error, exit status 2."""
+    done = run_ctl("send", "campaign.toml", "--rehearse", "--defer", "0.6", "--bounce", "0.6", cwd=place)
+    assert (done.status, done.stdout) == (2, "")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: --defer, --bounce, ")
+    assert error.endswith(" together at most 1")
+    assert hint.startswith("hint: ")
+    done = run_ctl("send", "campaign.toml", "--rehearse", "--bounce", "nan", "--json", cwd=place)
+    assert (done.status, done.stdout) == (2, "")
+    assert done.error()["message"] == "--bounce: a share between 0 and 1 is needed: nan"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["an engine in", "checking", "is running: audience"])
 def test_an_interrupted_rehearsal_leaves_nothing(place: Path, moment: str, number: signal.Signals) -> None:
