@@ -190,8 +190,9 @@ class Sender:
             self._walk.gate.give_back(lease)
         if lease.stopping:
             self._stop(lease)
-        elif self._walk.activate(lease) is not None:
+        elif (pool := self._walk.activate(lease)) is not None:
             self._soon()
+            self._loop.call_soon(self._walk.pump, pool)  # not from here: the walk may be in the middle of a message
 
     def _stop(self, lease: Lease) -> None:
         """Nothing more of it may leave: rows go back to what they were, or are cancelled."""

@@ -63,7 +63,7 @@ def _sync(leases: list[Lease], traces: Chunks) -> tuple[list[Lease], str]:
             lease.ledger.sync()
         except OSError as error:
             # Noted here, in the thread: a close that waits behind this sync must not try again and believe the answer.
-            lease.fault = f"{lease.ledger.path.name}: {error.strerror}"
+            lease.fail(f"{lease.ledger.path.name}: {error.strerror}")
     return leases, write_traces(traces)
 
 

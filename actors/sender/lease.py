@@ -37,6 +37,7 @@ __all__ = ["CLAIMED_MAX", "CLAIMED_MIN", "CLAIMED_MIN_GATED", "Lease", "Offer", 
 CLAIMED_MIN: Final = 64  # rows claimed ahead whatever the rate, so that a fast start does not wait for many syncs
 CLAIMED_MIN_GATED: Final = 8  # a gated lease may wait an hour for its grants with these rows claimed
 CLAIMED_MAX: Final = 4096  # two intervals of 50 ms at 40,000 messages/s, above what one process sends
+NO_ORDER: Final = -1  # no broker's word is equal to it
 SOON_S: Final = 2  # a retry due within this time is waited for; a later one is another lease's
 
 _NO_ROWS: Final[npt.NDArray[np.int64]] = np.empty(0, np.int64)
@@ -150,6 +151,14 @@ class Lease:
     def cancelled(self) -> bool:
         """Whether what would be tried again is cancelled instead."""
         return self.action == CANCEL
+
+    def fail(self, fault: str) -> None:
+        """Nothing more of it is claimed or sent. From any thread: the walk meets it before its next message.
+
+        fault   one line that says why it is given back
+        """
+        self.fault = fault
+        self.order_word = NO_ORDER  # after the fault: the walk compares this word, and whoever obeys looks at the fault
 
     def obey(self, word: int) -> None:
         """Take over the broker's order word."""

@@ -88,15 +88,20 @@ class Leases:
     def _opened(self, offer: Offer, opened: asyncio.Future[Lease]) -> None:
         del self._opening[offer.slot]
         error = opened.exception()
-        if isinstance(error, LeaseFault):
+        if isinstance(error, (LeaseFault, OSError)):
             self._give_back(offer, str(error))
             self._forget(offer.campaign)
             self._on_closed()
             return
         lease = opened.result()
-        if self._traces is not None:
-            lease.trace = self._traces.buffer(offer.campaign)
         self._held[offer.slot] = lease
+        try:
+            if self._traces is not None:
+                lease.trace = self._traces.buffer(offer.campaign)
+        except OSError as fault:
+            lease.fail(f"the trace cannot be kept: {fault.strerror}")
+            self.close(lease)
+            return
         self._on_opened(lease)
 
     def close(self, lease: Lease) -> None:

@@ -17,6 +17,7 @@ from actors.sender.retry import GIVE_UP
 from actors.smtp.outcome import Outcome, decide
 from actors.smtp.reply import Reply
 from actors.smtp.transaction import Concluded
+from shm.files.durable import FileFault
 from shm.files.ledger import States, pack_reply, unpack_a
 from shm.live import counters
 
@@ -114,6 +115,6 @@ def _keep_text(lease: Lease, row: int, text: str) -> None:
     try:
         lease.replies.append(row, unpack_a(lease.ledger.a[row]).attempts, text)
         lease.replies.flush()
-    except OSError as error:
+    except (OSError, FileFault) as error:
         # The record is worth more than its text: it is stored all the same, and the lease ends as after a failed sync.
-        lease.fault = f"{lease.replies.path.name}: {error.strerror}"
+        lease.fail(f"{lease.replies.path.name}: {error.strerror}" if isinstance(error, OSError) else str(error))

@@ -15,7 +15,8 @@ Invariants:
 - a text is stored once and before the first refusal that names it (a relay may put a running number into its replies:
   only the last TEXTS_MAX distinct texts are remembered, so memory has a bound; beyond it a text may stand twice);
 - each record has its own checksum; reading stops at the first that does not match: a crash tears the tail only;
-- opening for append cuts a torn tail off first, so nothing is ever written behind one.
+- opening for append cuts a torn tail off first, so nothing is ever written behind one; without a whole head all is
+  tail.
 """
 
 from __future__ import annotations
@@ -165,12 +166,15 @@ class _Refusal(NamedTuple):
 
 
 def _content(path: Path) -> bytes:
-    """The whole file; empty if there is none or not even its head is whole."""
+    """The whole file; empty if there is none or not even its head is whole.
+
+    A head of zeros is torn too: after a power loss a file may have its length and not its bytes.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return b""
-    if len(data) < HEAD.size:
+    if len(data) < HEAD.size or not any(data[: HEAD.size]):
         return b""
     magic, version, _zero = HEAD.unpack_from(data)
     check_identity(path, {"magic": MAGIC, "version": VERSION}, {"magic": magic, "version": version})

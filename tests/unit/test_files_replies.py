@@ -146,3 +146,15 @@ def test_memory_for_texts_is_bounded_when_every_reply_is_another(
         assert len(log._texts) <= 10
     log.close()
     assert replies.read(path) == {row: [(1, f"{GREY} id={row}")] for row in range(100)}
+
+
+@pytest.mark.parametrize("size", [8, 16, 4096])
+def test_a_file_of_zeros_is_torn_from_its_head_on(tmp_path: Path, size: int) -> None:
+    """As a power loss may leave it: nothing can be read, and what is appended can."""
+    path = tmp_path / "shard.replies"
+    path.write_bytes(bytes(size))
+    assert replies.read(path) == {}
+    log = Replies(path)
+    log.append(1, 1, GREY)
+    log.close()
+    assert replies.read(path) == {1: [(1, GREY)]}

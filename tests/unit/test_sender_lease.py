@@ -359,3 +359,16 @@ def test_a_message_that_cannot_be_made_fails_its_row_and_says_why(make_lease: Ma
     record.unsendable(lease, row, "cannot be composed: no such field: `city`", NOW_S)
     assert state(lease, row) is States.FAILED
     assert read_replies(lease.replies.path) == {0: [(0, "cannot be composed: no such field: `city`")]}
+
+
+def test_a_refusal_whose_text_cannot_be_kept_is_recorded_and_ends_the_lease(make_lease: MakeLease) -> None:
+    """What stands at the path is something else: no exception, the reason is told, and the walk meets it at once."""
+    lease = make_lease(1)
+    lease.replies.path.write_bytes(b"recipients, not replies at all")
+    (row,) = durable(lease)
+    send(lease, row)
+    conclude(lease, row, Stage.RCPT, Event.PERMANENT, Reply(550, (5, 1, 1), "User unknown"))
+    assert state(lease, row) is States.BOUNCED
+    assert "magic" in lease.fault
+    assert lease.stopping
+    assert lease.order_word != pack_order(RUN, gated=False)
