@@ -98,7 +98,7 @@ class Pool:
         self._steering = Steering(row, index, relay_table)
         self._closes = CloseCount()
         self._modes = ModeMemory()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: set[asyncio.Task[Connection | None]] = set()
         self._failed = 0  # in a row
         self._not_before_ns = 0
         self._troubled = 0  # conclusions that were not plain acceptance
@@ -160,20 +160,29 @@ class Pool:
                 task.add_done_callback(self._opened)
             self._words[table.OPENING] = len(self._opening)
 
-    def _opened(self, task: asyncio.Task[None]) -> None:
+    def _opened(self, task: asyncio.Task[Connection | None]) -> None:
+        """An attempt is over: put its connection to work, and see whether more are needed."""
         self._opening.discard(task)
         self._words[table.OPENING] = len(self._opening)
-        if not task.cancelled() and not self._closed:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:  # of no kind that is known: still only this relay's, and to be rested from
+            self._words[table.FAILURES] += 1
+            self._fail(f"{type(error).__name__}: {error}")
+        elif (connection := task.result()) is not None:
+            self._walk.refill(connection, b"")
+        if not self._closed:
             self.grow(time.monotonic_ns(), wanted=False)
 
-    async def _open(self) -> None:
-        """One session and the connection that takes it over."""
+    async def _open(self) -> Connection | None:
+        """One session and the connection that takes it over; None if it did not come about."""
         stands = False
         try:
             session = await open_session(self.relay, ceiling=self._mode_ceiling())
             if self._closed:
                 session.close()
-                return
+                return None
             connection = Connection(self._walk, self, session, self._messages_max())
             session.take_over(connection)
             stands = True
@@ -181,7 +190,7 @@ class Pool:
             refused = error.reply is not None and error.reply.code < 500
             self._words[table.REFUSALS if refused else table.FAILURES] += 1
             self._fail(str(error))
-            return
+            return None
         finally:
             if not stands:
                 self._sockets.give_back()
@@ -193,7 +202,7 @@ class Pool:
         self._tell(session.mode)
         if surplus:
             connection.left = 0
-        self._walk.refill(connection, b"")
+        return connection
 
     def _mode_ceiling(self) -> Mode:
         """The best mode to speak: what the broker allows, and the relay did not break lately."""

@@ -42,7 +42,10 @@ async def dial(host: str, port: int, source: str = "") -> socket.socket:
     Raises socket.gaierror if the name does not resolve, SourceError, or the OSError of the address tried last.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # an empty label or one too long: no name that could be asked for
+        raise socket.gaierror(socket.EAI_NONAME, f"no host name: {error}") from None
     addresses = _in_turn([(family, address) for family, _, _, _, address in found])
     if source:
         family = socket.AF_INET6 if ipaddress.ip_address(source).version == 6 else socket.AF_INET

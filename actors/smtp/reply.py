@@ -14,7 +14,17 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["LINE_MAX", "REPLY_MAX", "TEXT_MAX", "ProtocolError", "Reply", "ReplyParser", "read_ok", "read_text"]
+__all__ = [
+    "LINE_MAX",
+    "REPLY_MAX",
+    "TEXT_MAX",
+    "ProtocolError",
+    "Reply",
+    "ReplyParser",
+    "legible",
+    "read_ok",
+    "read_text",
+]
 
 LINE_MAX = 8192  # bytes a line, its LF not counted; RFC 5321 4.5.3.1.5 says 512, real servers write more
 REPLY_MAX = 4 * LINE_MAX  # bytes a reply: bounds memory when continuation lines never end
@@ -104,12 +114,17 @@ def read_text(text: str) -> Reply:
         match = _SPOKEN_RE.match(line)
         if match is not None:
             code = code or int(match[1])
-            lines.append(match[2].encode())
+            lines.append(match[2].encode("utf-8", "backslashreplace"))
         elif code:
-            lines.append(line.encode())
+            lines.append(line.encode("utf-8", "backslashreplace"))
     if not code:
         raise ValueError("no SMTP reply: it begins with a code from 200 to 599")
     return _assemble(code, lines)
+
+
+def legible(text: str) -> str:
+    """Text that was decoded with "surrogateescape", made such that it can be written anywhere."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class ReplyParser:

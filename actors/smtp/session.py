@@ -30,7 +30,7 @@ from typing import Literal, cast
 import aiosmtplib
 
 from actors.smtp.dial import SourceError, dial
-from actors.smtp.reply import Reply, read_text
+from actors.smtp.reply import Reply, legible, read_text
 from actors.smtp.tls import ClientContext, Tls, client_context
 from actors.smtp.transaction import Mode, Stage
 from broker.contract.endpoint import Endpoint
@@ -53,6 +53,7 @@ _TIMEOUT_OF: dict[Stage, Literal["connect", "greeting", "command", "body", "idle
     Stage.QUIT: "command",
 }
 
+_SIZE_DIGITS = 20  # RFC 1870 3
 _WRONG_MECHANISM = (504, 534)  # RFC 4954 6: unknown, too weak; another one may do
 _DOING = {
     Stage.CONNECT: "connection",
@@ -121,6 +122,7 @@ class Features:
 
 def _features(extensions: dict[str, str], auth: list[str]) -> Features:
     size = extensions.get("size")
+    named = size is not None and size.isascii() and size.isdecimal() and len(size) <= _SIZE_DIGITS
     return Features(
         pipelining="pipelining" in extensions,
         chunking="chunking" in extensions,
@@ -128,8 +130,8 @@ def _features(extensions: dict[str, str], auth: list[str]) -> Features:
         smtputf8="smtputf8" in extensions,
         enhanced="enhancedstatuscodes" in extensions,
         starttls="starttls" in extensions,
-        size=None if size is None else int(size) if size.isdecimal() else 0,
-        auth=tuple(auth),
+        size=None if size is None else int(size) if named else 0,
+        auth=tuple(legible(method) for method in auth),
     )
 
 
@@ -224,7 +226,11 @@ class _Opener:
             smtp.close()
             if context is not None and isinstance(error, SessionError) and error.stage is Stage.TLS:
                 context.forget()
-            raise
+            if isinstance(error, SessionError) or not isinstance(error, Exception):
+                raise
+            # Whatever a relay says, and whatever the libraries make of it: it is one relay that fails, not the sender.
+            text = f"cannot open a session with {self._place}: {type(error).__name__}: {legible(str(error))}"
+            raise SessionError(Stage.EHLO, None, text) from error
         if context is not None and session.tls is not None:
             context.remember(smtp.get_transport_info("ssl_object"))
         return session
@@ -302,7 +308,7 @@ class _Opener:
         known = ("plain", "login", "cram-md5") if encrypted else ("cram-md5", "plain", "login")
         methods = [method for method in known if method in smtp.server_auth_methods]
         if not methods:
-            offered = ", ".join(smtp.server_auth_methods) or "none"
+            offered = legible(", ".join(smtp.server_auth_methods)) or "none"
             text = f"{self._place} offers no way to log in that we know: {offered}"
             raise SessionError(Stage.AUTH, None, text, blames="sender")
         says = {"plain": smtp.auth_plain, "login": smtp.auth_login, "cram-md5": smtp.auth_crammd5}
@@ -382,7 +388,7 @@ def _tls(smtp: aiosmtplib.SMTP) -> Tls | None:
 
 
 def _reply(code: int, message: str) -> Reply:
-    return read_text("\n".join(f"{code} {line}" for line in message.split("\n")))
+    return read_text("\n".join(f"{code} {line}" for line in legible(message).split("\n")))
 
 
 def _reason(error: BaseException) -> str:

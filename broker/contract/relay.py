@@ -111,6 +111,8 @@ class Relay(Table):
             host = address  # the brackets are for URLs and mail addresses; a resolver knows none
         if not _HOST.fullmatch(host):
             raise wrong("must be a host name or address, without spaces, `/` or `@`")
+        if _a_labels(host) is None:
+            raise wrong("names no valid host: a part between dots has 1 to 63 characters")
         return host
 
     @field_validator("from_domains")
