@@ -89,9 +89,9 @@ class Steering:
 
     def _share(self, now_s: float, crowded: bool, ceiling: int) -> None:
         """Lead, or follow who leads, and take our part."""
-        actor = self._actor
-        members = np.flatnonzero(actor[:, table.TOGETHER] > 0)
-        rows = tuple(members.tolist())
+        together = self._actor[:, table.TOGETHER].copy()  # once: the others write it while we look
+        together[self._row] = self._together
+        rows = tuple(np.flatnonzero(together > 0).tolist())
         sight = self._sight(now_s, crowded, rows)
         own = sight._replace(
             open=self._words[table.CONNECTIONS],
@@ -102,7 +102,7 @@ class Steering:
         self.window = self._window.step(own, ceiling)
         if rows[0] == self._row:
             if not self._leads:
-                others = actor[list(rows[1:]), table.TOGETHER]
+                others = together[list(rows[1:])]
                 self._growth.adopt(int(others.max()) if len(others) else self._together)
             self._leads = True
             # Each member has one connection at least: fewer can be asked for, and would be judged, but do not come.
@@ -112,7 +112,7 @@ class Steering:
             self._together = max(self._growth.target, 1)
         else:
             self._leads = False
-            self._together = int(actor[rows[0], table.TOGETHER])
+            self._together = int(together[rows[0]])
         self._words[table.TOGETHER] = self._together
         each, more = divmod(self._together, len(rows))
         self.target = max(each + (rows.index(self._row) < more), 1)
