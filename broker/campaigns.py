@@ -291,19 +291,33 @@ class Campaigns:
             return
         campaign.ended = True
         del self.running[campaign.id]  # only now: till then its account is the one in memory
-        self._engine.pacing.forget(campaign)
+        await self._engine.pacing.forget(campaign)
         names = ("audience", "sent", "bounced", "failed", "suppressed", "cancelled", "uncertain")
         log.info("campaign ended", campaign=campaign.id, state=state, **{name: account[name] for name in names})
         final = await self.account(campaign.id)
         self._engine.events.publish("campaign", f"campaign.{state}", campaign=campaign.id, data=final)
 
-    async def waiting(self, campaign: Running, reason: dict[str, Any] | None) -> None:
-        """Say that a campaign waits (with the reason) or goes on (None). The state of one that is paused stays."""
-        state = "running" if reason is None else "waiting"
+    async def waiting(self, campaign: Running, cause: tuple[str, str, str] | None) -> None:
+        """Say that a campaign waits, and for what (code, message, hint); None: it goes on. One that is paused stays so.
+
+        What it waits for may change meanwhile, and its reason with it. A hint may count down: it alone is not kept.
+        """
         async with self.turn:
-            if campaign.ended or campaign.state not in SENDING or campaign.state == state:
+            if campaign.ended or campaign.state not in SENDING:
                 return
-            await self._say(campaign, state, reason)
+            if cause is None:
+                if campaign.state == "waiting":
+                    await self._say(campaign, "running", None)
+                return
+            code, message, hint = cause
+            told = campaign.reason or {}
+            same = campaign.state == "waiting" and told.get("code") == code
+            since = told["since"] if same else self._now_text()
+            reason = {"code": code, "message": message, "hint": hint, "since": since}
+            if same and told["message"] == message:
+                campaign.reason = reason
+            else:
+                await self._say(campaign, "waiting", reason)
 
     async def _say(self, campaign: Running, state: str, reason: dict[str, Any] | None) -> None:
         """Change a state without being asked to. What the disk does not take now stands in memory, which is enough."""

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from tests.fixtures.instance import Instance, StartInstance, arrivals, settings_for
+from tests.fixtures.moody_relay import BLAME, MoodyRelay
 from tests.fixtures.sink import StartSink
 from tests.fixtures.until import until
 
@@ -48,6 +49,35 @@ def test_a_campaign_whose_relay_vanishes_waits_and_goes_on_when_it_is_back(
     assert engine.finished(campaign)["sent"] == 600
     assert arrivals(second)
     assert set((arrivals(first) + arrivals(second)).values()) == {1}
+    engine.stop()
+
+
+def test_what_a_waiting_campaign_says_follows_what_it_waits_for(
+    moody: MoodyRelay, sink: StartSink, instance: StartInstance
+) -> None:
+    """First the relay's words, with a time that runs; then, since that relay is gone, that; each since it is so."""
+    engine = instance(settings_for({"default": moody.port}))
+    engine.start()
+    moody.blames = True
+    campaign = engine.send("news", 60, keys="[breaker]\nsender_fault = 0\n")
+    blamed = engine.until(campaign, lambda now: now["state"] == "waiting")["reason"]
+    assert blamed["code"] == "relay_refused"
+    assert BLAME in blamed["message"]
+    counted = engine.until(campaign, lambda now: now["reason"]["hint"] != blamed["hint"])["reason"]
+    assert {**counted, "hint": None} == {**blamed, "hint": None}, "only the time left is another one"
+    other = sink()
+    rewrite(engine, settings_for({"other": other.port}))
+    engine.ctl("reload").ok()
+    gone = engine.until(campaign, lambda now: now["reason"]["code"] == "unknown_relay")
+    assert gone["state"] == "waiting"
+    assert "default" in gone["reason"]["message"]
+    assert gone["reason"]["since"] > blamed["since"]
+    with sqlite3.connect(engine.state.store_db) as store:
+        assert b"unknown_relay" in bytes(store.execute("SELECT reason FROM campaigns").fetchone()[0])
+    store.close()
+    rewrite(engine, settings_for({"default": other.port}))
+    engine.ctl("reload").ok()
+    assert engine.finished(campaign)["sent"] == 60
     engine.stop()
 
 
