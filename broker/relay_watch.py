@@ -61,7 +61,7 @@ class Watched:
     changed: bool = False  # something worth keeping was learnt
     used: dict[int, RelayUse] = field(default_factory=dict)
     allowed: dict[int, int] = field(default_factory=dict)
-    published: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
+    published: dict[int, tuple[int, ...]] = field(default_factory=dict)
     lowered: dict[int, tuple[float, int]] = field(default_factory=dict)  # row -> (when, from how many)
 
     @property
@@ -80,6 +80,10 @@ class Watched:
     def mode(self) -> str | None:
         """The best transaction mode that anybody speaks with it now."""
         return MODES[max((use.mode for use in self.used.values()), default=0)]
+
+    def closes_at(self, now: float) -> int:
+        """After how many messages it closes a connection, as far as is believed still; 0 = not known."""
+        return self.close_count if now < self.close_until else 0
 
     def may_join(self, row: int) -> bool:
         """Whether the sender in `row` may open connections, or will when the others have made room for it."""
@@ -231,7 +235,7 @@ class RelayWatch:
 
     def share(self, now: float, work: Mapping[int, Collection[int]]) -> None:
         """Publish allowances for what senders have to do: `work`: row -> relays that its leases may use."""
-        basis = self._basis(work)
+        basis = self._basis(work, now)
         if basis == self._shared:
             return  # ten times a second nothing has changed
         wanted: dict[int, list[int]] = {row: [] for row in self._rows}
@@ -245,12 +249,13 @@ class RelayWatch:
         for watched in self.relays:
             self._publish(watched, now, {row: wanted[row][watched.index] for row in self._rows})
         reached = all(w.allowed == w.target and not w.lowered for w in self.relays)
-        self._shared = self._basis(work) if reached else ()
+        self._shared = self._basis(work, now) if reached else ()
 
-    def _basis(self, work: Mapping[int, Collection[int]]) -> tuple[object, ...]:
+    def _basis(self, work: Mapping[int, Collection[int]], now: float) -> tuple[object, ...]:
         """All that allowances and ceilings are computed from."""
         of_relays = tuple(
-            (w.limit, w.health.state, w.probe, w.stepped.mode, w.stepped.trial, w.removed) for w in self.relays
+            (w.limit, w.health.state, w.probe, w.stepped.mode, w.stepped.trial, w.removed, w.closes_at(now))
+            for w in self.relays
         )
         of_rows = tuple((row, self.known[row], frozenset(work.get(row, ()))) for row in self._rows)
         return of_relays, of_rows
@@ -275,7 +280,8 @@ class RelayWatch:
             if n < had:
                 watched.lowered[row] = (now, max(had, watched.lowered.get(row, (0.0, 0))[1]))
             watched.allowed[row] = n
-            words = (n, watched.health.state, watched.stepped.ceiling(tries=row == watched.probe), window)
+            ceiling = watched.stepped.ceiling(tries=row == watched.probe)
+            words = (n, watched.health.state, ceiling, window, watched.closes_at(now))
             if watched.published.get(row) != words:
                 watched.published[row] = words
                 self._table.allow(row, watched.index, *words)

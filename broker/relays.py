@@ -149,15 +149,7 @@ class Relays:
 
     def maps(self) -> dict[str, Any]:
         """Settings of all relays in the order of their places, removed ones too: what senders are told."""
-        now = self._now()
-        maps = {}
-        for watched in self.watched.relays:
-            values = watched.relay.to_map()
-            if watched.close_count and now < watched.close_until:
-                limit = values["messages_per_connection"]
-                values["messages_per_connection"] = min(limit or watched.close_count, watched.close_count)
-            maps[watched.relay.name] = values
-        return maps
+        return {watched.relay.name: watched.relay.to_map() for watched in self.watched.relays}
 
     def apply(self, settings: Settings) -> Change:
         """Take over other settings. Raises EcmError if there are more new relays than the arena has places for."""

@@ -12,8 +12,8 @@ actor's half, row: (actor, relay), writer: actor
 #         72       80           88        96        104    112      120 .. 127
 #         | window | latency_us | stepped | opening | done | slowed | together
 broker's half, row: (actor, relay), writer: broker
-# offset  0           8       16             24               32 .. 127
-#         | allowance | state | mode_ceiling | window_ceiling | zero
+# offset  0           8       16             24               32                   40 .. 127
+#         | allowance | state | mode_ceiling | window_ceiling | close_count_learnt | zero
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ __all__ = [
     "BLAMED",
     "BROKER_HALF",
     "CLOSE_COUNT",
+    "CLOSE_COUNT_LEARNT",
     "CONNECTIONS",
     "DONE",
     "FAILURES",
@@ -68,11 +69,13 @@ ACTOR_HALF = record(
     ],
     LANE,
 )  # fmt: skip
-BROKER_HALF = record([(name, "<i8") for name in ("allowance", "state", "mode_ceiling", "window_ceiling")], LANE)
+BROKER_HALF = record(
+    [(name, "<i8") for name in ("allowance", "state", "mode_ceiling", "window_ceiling", "close_count_learnt")], LANE
+)
 assert word_of(ACTOR_HALF, "stepped") == 11, "layout is read by other processes: raise LAYOUT_VERSION instead"
 assert word_of(ACTOR_HALF, "opening") == 12
 assert word_of(ACTOR_HALF, "together") == 15
-assert word_of(BROKER_HALF, "window_ceiling") == 3
+assert word_of(BROKER_HALF, "close_count_learnt") == 4
 
 TABLES = (
     Table("relays.actor", ACTOR_HALF, ("actors", "relays"), "actor"),
@@ -81,7 +84,7 @@ TABLES = (
 
 CONNECTIONS, REFUSALS, FAILURES, MODE, CLOSE_COUNT, SINCE_NS, ACCEPTED, BLAMED, THROTTLED = range(9)
 WINDOW, LATENCY_US, STEPPED, OPENING, DONE, SLOWED, TOGETHER = range(9, 16)
-ALLOWANCE, STATE, MODE_CEILING, WINDOW_CEILING = range(4)
+ALLOWANCE, STATE, MODE_CEILING, WINDOW_CEILING, CLOSE_COUNT_LEARNT = range(5)
 _WORDS = LANE // 8
 
 
@@ -97,7 +100,7 @@ class RelayUse(NamedTuple):
     """What one actor says of one relay.
 
     connections  open now; refusals  greeted or answered with "not now" (421 and the like); failures  could not open
-    mode         transaction mode in use; close_count  fewest messages after which the relay closed, 0 = never
+    mode         transaction mode in use; close_count  after so many messages the relay is wont to close, 0 = not known
     since_ns     monotonic time of the last change of mode or connections
     accepted     messages it took; blamed  replies that blame us (`About.SENDER`); throttled  that say "too fast"
     window       messages in flight allowed on one connection now; latency_us  of late, MAIL to final reply
@@ -135,10 +138,20 @@ class RelayTable:
     # ---- the broker
 
     def allow(
-        self, row: int, relay: int, allowance: int, state: int, mode_ceiling: int, window_ceiling: int = 0
+        self,
+        row: int,
+        relay: int,
+        allowance: int,
+        state: int,
+        mode_ceiling: int,
+        window_ceiling: int = 0,
+        close_count: int = 0,
     ) -> None:
-        """Tell an actor how many connections it may have, how the relay stands, and the highest mode and window."""
+        """Tell an actor how many connections it may have, how the relay stands, the highest mode and window, and after
+        how many messages the relay closes a connection.
+        """
         words, at = self._broker, (row * self._relays + relay) * _WORDS
+        words[at + CLOSE_COUNT_LEARNT] = close_count
         words[at + WINDOW_CEILING] = window_ceiling
         words[at + MODE_CEILING] = mode_ceiling
         words[at + STATE] = state
@@ -147,12 +160,16 @@ class RelayTable:
     def use(self, row: int, relay: int) -> RelayUse:
         """Return what an actor says of a relay."""
         at = (row * self._relays + relay) * _WORDS
-        return RelayUse(*self._actor[at : at + OPENING + 1].tolist())
+        opening = self._actor[at + OPENING]  # first: what leaves it meanwhile is counted twice rather than not at all
+        return RelayUse(*self._actor[at : at + OPENING + 1].tolist())._replace(opening=opening)
 
     def uses(self) -> npt.NDArray[np.int64]:
         """Return int64[actors, relays, 13] in the order of RelayUse: a copy."""
         view = self._actor_table.view(np.int64).reshape(*self._actor_table.shape, _WORDS)
-        return view[..., : OPENING + 1].copy()
+        opening = view[..., OPENING].copy()  # first, as in `use`
+        copied = view[..., : OPENING + 1].copy()
+        copied[..., OPENING] = opening
+        return copied
 
     def wipe(self, row: int) -> None:
         """Zero the actor's half of a row whose actor is dead: the dead have no connections. No actor may run in it."""
@@ -191,3 +208,7 @@ class RelayTable:
     def window_ceiling(self, row: int, relay: int) -> int:
         """Return the most messages in flight allowed on one connection, 0 = what the settings say."""
         return self._broker[(row * self._relays + relay) * _WORDS + WINDOW_CEILING]
+
+    def close_count_learnt(self, row: int, relay: int) -> int:
+        """Return after how many messages a connection is to be given up before the relay closes it, 0 = no limit."""
+        return self._broker[(row * self._relays + relay) * _WORDS + CLOSE_COUNT_LEARNT]

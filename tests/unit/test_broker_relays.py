@@ -6,13 +6,14 @@ import asyncio
 import secrets
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from broker.contract.errors import EcmError
 from broker.contract.settings import Settings
 from broker.relay_health import DOWN_S
+from broker.relay_watch import CLOSED_S
 from broker.relays import MANY, PROBE_TOKENS, Relays
 from broker.running import Origin
 from shm.arena import Arena, Shape
@@ -198,14 +199,60 @@ def test_what_was_learnt_survives_a_restart_of_the_same_relay_only(arena: Arena)
     second = Scene(arena, main=20)
     second.relays.take_up([learnt], ENGINE_S + 1)
     assert second.relays.views()[0].state == "tripped"
-    assert second.relays.maps()["main"]["messages_per_connection"] == 40
+    assert second.relays.maps()["main"]["messages_per_connection"] == 0, "what lapses is no setting"
     second.share({})
+    assert [second.table.close_count_learnt(row, 0) for row in ROWS] == [40] * 3
     assert second.table.mode_ceiling(1, 0) == 1
     assert second.look(30) == ["probing"]
     other = Scene(arena, other=20)
     other.relays.take_up([learnt], ENGINE_S + 1)
     assert other.relays.views()[0].state == "up"
-    assert other.relays.maps()["other"]["messages_per_connection"] == 0
+    other.share({})
+    assert other.table.close_count_learnt(1, 0) == 0
+
+
+def test_a_habit_of_closing_is_told_all_senders_for_a_day(arena: Arena) -> None:
+    """Then nobody keeps to it any more, whether a sender was restarted meanwhile or not."""
+    scene = Scene(arena, main=20)
+    scene.says(2, close_count=40)
+    scene.look()
+    scene.share({})
+    assert [scene.table.close_count_learnt(row, 0) for row in ROWS] == [40] * 3
+    scene.says(2, close_count=0)
+    scene.look(CLOSED_S - 1)
+    scene.share({})
+    assert scene.table.close_count_learnt(1, 0) == 40
+    scene.look(2)
+    scene.share({})
+    assert [scene.table.close_count_learnt(row, 0) for row in ROWS] == [0] * 3
+
+
+class Moves:
+    """A sender's words; behind the first that the broker reads, the connection being opened comes to stand."""
+
+    def __init__(self, words: Any) -> None:
+        self._words = words
+        self._moved = False
+
+    def __getitem__(self, which: Any) -> Any:
+        read = self._words[which]
+        if not isinstance(which, int):
+            read = memoryview(bytes(read)).cast("q")  # as it was then
+        if not self._moved:
+            self._moved = True
+            at = 1 * 4 * 16  # row 1 of four relays
+            self._words[at + CONNECTIONS] += 1
+            self._words[at + OPENING] -= 1
+        return read
+
+
+def test_a_connection_that_comes_to_stand_while_it_is_counted_is_counted(arena: Arena) -> None:
+    """Twice for a moment, if need be; never not at all, or somebody else would be given its place."""
+    scene = Scene(arena, main=20)
+    scene.says(1, opening=1)
+    scene.table._actor = cast("Any", Moves(scene.table._actor))
+    use = scene.table.use(1, 0)
+    assert use.connections + use.opening >= 1
 
 
 def test_indexes_never_change_whatever_is_declared(arena: Arena) -> None:
