@@ -10,6 +10,8 @@ Mechanism only: what a conclusion means is `walk`'s to record, when to open anot
   TLS transport pauses when it is empty, too.)
 - No timer per message: `overdue` is asked by one periodic watchdog.
 - Every message submitted is concluded, also when the connection breaks (`Transactions.lost`).
+- Where it is not known how many refused recipients a relay bears, one with several goes on without windows: see
+  `learnt.Patience`.
 - The window begins at 1, doubles with each full window that was accepted, and begins anew after trouble: it never
   exceeds what the pool allows.
 """
@@ -23,6 +25,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from actors.smtp.data import DataExchange
 from actors.smtp.outcome import Outcome
 from actors.smtp.rules import About
 from actors.smtp.session import Session
@@ -41,9 +44,6 @@ FAREWELL_NS: Final = 2 * SECOND_NS  # how long a relay may take to say 221, what
 
 # Refusals that are about one recipient; they say nothing of what the relay can carry.
 _PERSONAL: Final = frozenset({About.RECIPIENT, About.MAILBOX_FULL, About.GREYLISTING})
-# In windows each message begins with RSET. Exim counts those behind a refused recipient and hangs up at the eleventh,
-# without a word and in the middle of a window; so a connection is replaced well before.
-REFUSED_MAX: Final = 5
 _monotonic_ns = time.monotonic_ns
 
 Flight = tuple[int, "Lease", int, int]  # number, lease, row, monotonic time at which its MAIL was handed over
@@ -55,12 +55,13 @@ class Connection(asyncio.Protocol):
     flights    messages under way, oldest first
     left       messages it may still take
     replied    messages the relay has judged
+    refused    of those in doubt of its patience, how many it refused; refused_last: the last one
     closed_after  messages it had judged when the relay closed it; 0 = none, or it was we who closed it
     dismissed  we said goodbye, not the relay
     waiting    whether it stands in its pool's `free`
     ended      we have closed it; only `connection_lost` is still to come
     opened_ns  monotonic time at which its session stood
-    used_ns    monotonic time at which it last wrote or heard something
+    used_ns    monotonic time at which it last wrote or read something
     windowed   several messages may be in flight at once
     says_size  the relay wants SIZE; size_max: the largest message it takes
     submit     of its transactions
@@ -68,10 +69,11 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_at_ns",
+        "_heard_ns",
         "_own_window",
         "_patience_ns",
         "_receive",
-        "_refused",
+        "_sober",
         "_socket",
         "_taken",
         "_transport",
@@ -85,6 +87,8 @@ class Connection(asyncio.Protocol):
         "left",
         "opened_ns",
         "pool",
+        "refused",
+        "refused_last",
         "replied",
         "says_size",
         "size_max",
@@ -106,7 +110,9 @@ class Connection(asyncio.Protocol):
         self.windowed = session.mode is Mode.BDAT
         self._own_window = 1
         self._taken = 0  # messages accepted since the window last grew
-        self._refused = 0
+        self.refused = 0
+        self.refused_last = False
+        self._sober = False  # windows are over, as soon as nothing is in flight
         self.says_size = session.features.size is not None
         self.size_max = session.features.size or UNLIMITED
         self._at_ns = walk.at_ns
@@ -118,7 +124,7 @@ class Connection(asyncio.Protocol):
         self.replied = self.closed_after = 0
         self.dismissed = False
         self._patience_ns = UNLIMITED
-        self.used_ns = self.opened_ns = _monotonic_ns()
+        self.used_ns = self.opened_ns = self._heard_ns = _monotonic_ns()  # heard: when the last whole reply had come
         endpoint = self._transport.get_extra_info("socket")
         self._socket = endpoint if endpoint is not None and endpoint.family != socket.AF_UNIX else None
         self._transport.set_write_buffer_limits(high=1, low=0)
@@ -127,7 +133,7 @@ class Connection(asyncio.Protocol):
 
     def room(self) -> int:
         """Messages that may be submitted right now, one after the other."""
-        if self.blocked or self.ended or self.left <= 0:
+        if self.blocked or self.ended or self.dismissed or self.left <= 0 or (self._sober and self.windowed):
             return 0
         return self.transactions.room()
 
@@ -146,6 +152,7 @@ class Connection(asyncio.Protocol):
     def accepted(self, n: int) -> None:
         """The relay took n messages: a full window of them lets the window double."""
         self.replied += n
+        self.refused_last = False
         if self.windowed:
             self._taken += n
             if self._taken >= self._own_window:
@@ -158,10 +165,33 @@ class Connection(asyncio.Protocol):
         if outcome.blame not in _PERSONAL:
             self._taken = 0
             self._own_window = self.transactions.window = 1
-        if self.windowed:
-            self._refused += 1
-            if self._refused >= REFUSED_MAX:
+
+    def turned_down(self) -> None:
+        """The relay refused a message: nobody may be in flight in a window when it has had enough of that."""
+        self.replied += 1
+        if not (self.windowed or self._sober):
+            return
+        self.refused += 1
+        self.refused_last = True
+        patience, now_ns = self.pool.patience, _monotonic_ns()
+        if self._sober:
+            # Bore it alone. Its place is for one with windows again.
+            if (not self.windowed and patience.bore(self.refused)) or patience.impatient(now_ns):
                 self.left = 0
+            return
+        most = patience.most(now_ns)
+        if most is not None and self.refused >= most:
+            if patience.impatient(now_ns):
+                self.left = 0
+            self._sober = True
+
+    def _sober_up(self) -> bytes:
+        """From here on no body leaves before the relay asks for it; what to write first."""
+        exchange = DataExchange(Mode.PIPELINING)
+        self.transactions = exchange
+        self._receive, self.submit = exchange.receive, exchange.submit
+        self.windowed = False
+        return exchange.reset()
 
     @property
     def made_no_progress(self) -> bool:
@@ -173,7 +203,7 @@ class Connection(asyncio.Protocol):
         self.dismissed = True
         self._patience_ns = FAREWELL_NS
         farewell = self.transactions.quit()
-        self.used_ns = _monotonic_ns()
+        self.used_ns = self._heard_ns = _monotonic_ns()
         if farewell:
             self._transport.write(farewell)
         else:
@@ -193,7 +223,11 @@ class Connection(asyncio.Protocol):
     def overdue(self, now_ns: int, limits_ns: Mapping[Stage, int]) -> bool:
         """Whether the relay owes an answer for longer than it may take."""
         stage = self.transactions.stage
-        return stage is not Stage.IDLE and now_ns - self.used_ns > min(limits_ns[stage], self._patience_ns)
+        if stage is Stage.IDLE:
+            return False
+        # Of the reply that is awaited: neither some bytes of it nor messages behind it put its end off.
+        since_ns = max(self._heard_ns, self.flights[0][3]) if self.flights else self._heard_ns
+        return now_ns - since_ns > min(limits_ns[stage], self._patience_ns)
 
     # What the transport tells.
 
@@ -201,12 +235,18 @@ class Connection(asyncio.Protocol):
         """Replies: conclude what they answer, then write what goes on and what comes next, at once."""
         self.used_ns = now_ns = _monotonic_ns()
         now_s = self._at_ns(now_ns) // SECOND_NS
+        transactions = self.transactions
+        stage = transactions.stage
         concluded, out = self._receive(data)
+        if concluded or transactions.stage is not stage:
+            self._heard_ns = now_ns
         if concluded:
             self._walk.conclude(self, concluded, now_ns, now_s)
-        if self.transactions.closing:
+        if transactions.closing:
             self._hang_up(out)
             return
+        if self._sober and self.windowed and not self.flights and self.left > 0:
+            out = self._sober_up()
         self._walk.refill(self, out, now_s)
         # More is owed, and nothing was written that could carry an ACK.
         if self.used_ns == now_ns and self.flights and not out:
@@ -257,5 +297,5 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The socket took everything."""
         self.blocked = False
-        if not self.ended:
+        if not self.ended and not self.dismissed:
             self._walk.refill(self, b"")

@@ -21,9 +21,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from actors.sender import descriptors
+from actors.sender.backoff import backoff_s
 from actors.sender.connection import Connection
 from actors.sender.lanes import Lanes
-from actors.sender.learnt import CloseCount, ModeMemory
+from actors.sender.learnt import CloseCount, ModeMemory, Patience
 from actors.sender.steering import Steering
 from actors.smtp.outcome import Connection as Action
 from actors.smtp.outcome import Outcome
@@ -39,25 +40,16 @@ if TYPE_CHECKING:
 
     from actors.sender.walk import Walk
 
-__all__ = ["Pool", "backoff_s"]
+__all__ = ["Pool"]
 
-BACKOFF_FIRST_S: Final = 0.25
-BACKOFF_MAX_S: Final = 15.0
 OPENING_MAX: Final = 64  # at a time: a session costs the loop about 1 ms, and nobody else may wait for that
 BLAMED_SHARE: Final = 0.05  # of conclusions within a second: replies that blame us slow the pool
+UNNEEDED_NS: Final = 1_000_000_000  # without work: how soon behind one that the relay closed another is opened
 WATCH_NS: Final = 1_000_000_000
 SECOND_NS: Final = 1_000_000_000
 _TIMEOUTS: Final = frozenset({Event.TIMEOUT_BEFORE, Event.TIMEOUT_AFTER})
 _OURS: Final = ("connections", "messages_per_connection", "window", "max_age_s", "timeouts_s")  # not the session's
 _OWN_WORDS: Final = tuple(range(table.TOGETHER + 1))
-
-
-def backoff_s(failures: int, noise: float) -> float:
-    """How long to wait after the n-th failure in a row (from 1): doubling, capped, and up to half as long again.
-
-    noise  0..1, so that the senders do not knock together
-    """
-    return min(BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 16), BACKOFF_MAX_S) * (1 + noise / 2)
 
 
 class Pool:
@@ -67,6 +59,7 @@ class Pool:
     lanes   leases that have something to send through it, in the order of their turns
     free    connections with nothing in flight, the one used last on top
     window  most messages in flight on one connection now
+    patience  how many refused recipients the relay bears on a connection
     done    messages concluded ever; latency_ns: of the oldest message of the last batch.  Both are the walk's to set
     """
 
@@ -98,9 +91,10 @@ class Pool:
         self._steering = Steering(row, index, relay_table)
         self._closes = CloseCount()
         self._modes = ModeMemory()
+        self.patience = Patience()
         self._opening: set[asyncio.Task[Connection | None]] = set()
         self._failed = 0  # in a row
-        self._not_before_ns = 0
+        self._not_before_ns = self._unneeded_until_ns = 0
         self._troubled = 0  # conclusions that were not plain acceptance
         self._timed_out = False
         self._judged_from = (0, 0, 0)  # time, conclusions and blame when the share of blame was last begun to count
@@ -124,7 +118,7 @@ class Pool:
         same = replace(relay, **{name: getattr(self.relay, name) for name in _OURS}) == self.relay
         self.relay = relay
         if not same:
-            self._modes, self._closes = ModeMemory(), CloseCount()
+            self._modes, self._closes, self.patience = ModeMemory(), CloseCount(), Patience()
             self._bdat_from = None
             self._steering.restart()
             self._retire(list(self.connections))
@@ -147,7 +141,7 @@ class Pool:
         crowded = bool(self.lanes) and not self.free
         if not crowded and (have or not wanted):
             return
-        if now_ns < self._not_before_ns:
+        if now_ns < self._not_before_ns or (not crowded and now_ns < self._unneeded_until_ns):
             return
         opening = len(self._opening)
         together = min(max(have, 1), OPENING_MAX) if crowded else 1
@@ -212,7 +206,8 @@ class Pool:
 
     def _messages_max(self) -> int:
         """Messages that a new connection may carry; 0 = no limit."""
-        limits = (self.relay.messages_per_connection, self._closes.now(time.monotonic_ns()))
+        learnt = self._table.close_count_learnt(self._row, self.index)
+        limits = (self.relay.messages_per_connection, self._closes.now(time.monotonic_ns()), learnt)
         return min((limit for limit in limits if limit), default=0)
 
     def _tell(self, mode: int = 0) -> None:
@@ -235,6 +230,8 @@ class Pool:
 
     def rest(self, connection: Connection) -> None:
         """A connection has nothing to do: it waits for work, or leaves if it has carried all it may."""
+        if connection.dismissed:
+            return  # it has said goodbye, and waits for the answer
         if connection.left <= 0 or self._closed:
             connection.leave()
             return
@@ -279,20 +276,24 @@ class Pool:
             self.free.remove(connection)
         self._tell()
         now_ns = time.monotonic_ns()
-        if connection.closed_after and not idle:
+        if connection.closed_after and connection.refused_last:
+            self.patience.hung_up(connection.refused, now_ns)
+        elif connection.closed_after and not idle:
             self._closes.closed(connection.closed_after, now_ns)
             self._keep_to_close_count(now_ns)
         if self._closed:
             return
-        if connection.made_no_progress:
+        if connection.made_no_progress and idle:  # it was not needed, and another would go the same way
+            self._unneeded_until_ns = now_ns + UNNEEDED_NS
+        elif connection.made_no_progress:
             self._words[table.FAILURES] += 1
             self._fail(f"the connection died before its first answer: {reason or 'closed by the relay'}")
         self.grow(now_ns, wanted=False)
 
     def _keep_to_close_count(self, now_ns: int) -> None:
         """No connection is to have more in flight than the relay will take of it."""
-        count = self._words[table.CLOSE_COUNT] = self._closes.now(now_ns)
-        if count:
+        self._words[table.CLOSE_COUNT] = self._closes.habit(now_ns)
+        if count := self._closes.now(now_ns):
             for connection in self.connections:
                 spare = count - connection.replied - len(connection.flights)
                 connection.left = min(connection.left, max(spare, 0))
@@ -370,7 +371,7 @@ class Pool:
         if self.relay.max_age_s:
             born_ns = now_ns - int(self.relay.max_age_s * SECOND_NS)
             self._retire([c for c in self.connections if c.opened_ns < born_ns and c.left > 0])
-        self._words[table.CLOSE_COUNT] = self._closes.now(now_ns)
+        self._words[table.CLOSE_COUNT] = self._closes.habit(now_ns)
         self._words[table.STEPPED] = self._modes.stepped(now_ns) or 0
 
     def _dismiss(self, connection: Connection) -> None:

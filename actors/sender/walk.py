@@ -245,7 +245,8 @@ class Walk:
                 pool.heard(outcome, item)
                 connection.falter(outcome)
                 if reply is not None:
-                    connection.replied += event in _JUDGED
+                    if event in _JUDGED:
+                        connection.turned_down()
                     self._record_us((now_ns - started_ns) // 1000)
                 if outcome.action is not Action.KEEP:
                     action = outcome.action

@@ -139,6 +139,12 @@ class DataExchange(Exchange):
         self._stage = self._pending_stage
         return done, out
 
+    def reset(self) -> bytes:
+        """RSET, ahead of the first message: an earlier exchange on this connection may have left one open."""
+        assert self._head is None
+        self._stage = _RSET
+        return b"RSET\r\n"
+
     def quit(self) -> bytes:
         """QUIT, or nothing if there is nobody left to say it to. No message may be in flight."""
         self._pending = b""

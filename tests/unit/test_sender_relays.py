@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.sender import relays as pools
+from actors.sender.backoff import FIRST_S, MAX_S, backoff_s
 from actors.sender.connection import Connection
-from actors.sender.relays import BACKOFF_FIRST_S, BACKOFF_MAX_S, Pool, backoff_s
+from actors.sender.relays import Pool
 from actors.sender.walk import Walk
 from broker.contract.endpoint import Endpoint
 from broker.contract.relay import Relay
@@ -30,7 +31,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any
 def test_waits_grow_to_the_cap_and_stay_there(failures: int, noise: float) -> None:
     """Never shorter than the first, never longer than one and a half times the cap, never shorter than before."""
     wait_s = backoff_s(failures, noise)
-    assert BACKOFF_FIRST_S <= wait_s <= 1.5 * BACKOFF_MAX_S
+    assert FIRST_S <= wait_s <= 1.5 * MAX_S
     assert backoff_s(failures + 1, noise) >= wait_s
 
 
@@ -116,8 +117,59 @@ def test_an_error_of_no_known_kind_is_the_relays_and_is_rested_from(
     assert not unnamed
     assert "LookupError: odd" in faults[0]
     assert table.words(0, 0)[FAILURES] >= 2
-    assert tries[1] - tries[0] >= BACKOFF_FIRST_S
-    assert tries[2] - tries[1] >= 2 * BACKOFF_FIRST_S
+    assert tries[1] - tries[0] >= FIRST_S
+    assert tries[2] - tries[1] >= 2 * FIRST_S
+
+
+def test_an_idle_connection_that_the_relay_closes_is_no_failure(table: RelayTable) -> None:
+    """Nothing is told, nothing begins anew; another comes a little later, and at once for rows that wait."""
+    opened_at: list[float] = []
+
+    async def fickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened_at.append(time.monotonic())
+        await polite(reader, writer)
+        await asyncio.sleep(0.05)
+        writer.close()
+
+    async def work() -> None:
+        faults: list[str] = []
+        async with pool_to(fickle, table, faults) as pool:
+            await ticking(pool, lambda: len(opened_at) == 2 and not pool.connections)
+            pool.lanes = cast("Any", [object()])  # rows wait
+            await ticking(pool, lambda: len(opened_at) == 3)
+            pool.lanes = cast("Any", [])
+        assert not faults
+
+    uvloop.run(work())
+    assert table.words(0, 0)[FAILURES] == 0
+    assert opened_at[1] - opened_at[0] >= 1
+    assert opened_at[2] - opened_at[1] < 1
+
+
+def test_a_connection_that_has_said_goodbye_is_never_free_again(table: RelayTable) -> None:
+    """Whatever the socket or the relay still tell of it while the answer to QUIT is awaited."""
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await polite(reader, writer)
+        await reader.readline()
+        writer.write(b"221 2.0.0 ")
+        await reader.read()
+        writer.close()
+
+    async def work() -> None:
+        async with pool_to(slow, table, []) as pool:
+            await ticking(pool, lambda: pool.free)
+            (connection,) = pool.free
+            pool._dismiss(connection)
+            connection.resume_writing()
+            assert not pool.free
+            assert connection.room() == 0
+            read_ns = connection.used_ns
+            while connection.used_ns == read_ns:
+                await asyncio.sleep(0.001)
+            assert not pool.free
+
+    uvloop.run(work())
 
 
 def test_a_connection_that_opens_waits_for_work(table: RelayTable) -> None:

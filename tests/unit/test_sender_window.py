@@ -82,9 +82,21 @@ def test_one_closing_is_believed_for_a_minute_and_a_habit_for_an_hour() -> None:
     closes.closed(20, 3)
     assert closes.now(4) == 10
     assert closes.now(ONCE_NS + 3) == 0
+    assert closes.habit(4) == 0
     closes.closed(10, ONCE_NS + 4)
-    assert closes.now(HABIT_NS) == 10
+    assert closes.now(HABIT_NS) == closes.habit(HABIT_NS) == 10
     assert closes.now(HABIT_NS + ONCE_NS + 5) == 0
+
+
+def test_connections_that_a_relay_closes_together_are_one_closing() -> None:
+    """Its restart cuts off many, some at the same count: no habit, and the smallest counts for a minute only."""
+    closes = CloseCount()
+    for n, count in enumerate((7, 7, 1, 1, 9)):
+        closes.closed(count, n)
+    assert (closes.now(9), closes.habit(9)) == (1, 0)
+    assert closes.now(ONCE_NS + 9) == 0
+    closes.closed(1, ONCE_NS + 9)
+    assert closes.habit(ONCE_NS + 10) == 1
 
 
 def test_a_mode_is_stepped_down_once_however_many_say_so_and_forgiven_later() -> None:
