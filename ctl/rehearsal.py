@@ -11,7 +11,9 @@ Invariants
 - However it ends, nothing is left but the directory of messages it names; killed, it leaves no process.
 """
 
+import csv
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -29,7 +31,7 @@ from ctl.client import LONG_S, Client, idempotency_key
 from ctl.follow import ENDED, not_launched
 from ctl.modules import program
 from ctl.plan import binding_limit
-from ctl.rehearsal_report import Found, keep_messages, print_found
+from ctl.rehearsal_report import Found, Troubles, keep_messages, kind_of, print_found
 from ctl.rehearsal_state import copy_lists, copy_suppressions, settings_text
 from ctl.stage import Stage
 from ctl.toml_text import toml_text
@@ -40,7 +42,6 @@ GIVE_UP_S = 20  # an address that is always deferred ends the rehearsal only whe
 WAITING_S = 15.0  # a campaign that waits so long, with a server that is there, waits for something we will not see
 LOOK_S = 0.1
 MESSAGES = 3
-TROUBLES = 100  # people named in the document, at most, and as many rejected rows
 TROUBLED = ("failed", "bounced", "deferred", "uncertain")
 
 
@@ -96,25 +97,32 @@ class _Run:
 
     def run(self, real: StateDir) -> Found:
         """All steps."""
-        stage = self._stage
         kept = self._keep()
         try:
-            host, port = stage.start_sink(MESSAGES, *self._wanted.sink)  # first: it knows which faults cannot be
-            suppressions = copy_suppressions(real, stage.state)
-            output.say(f"rehearsal: {suppressions}")
-            copy_lists(real, stage.state, self._spec)
-            config = stage.place / "ecm.toml"
-            config.write_text(settings_text(self._settings, host, port), encoding="utf-8")
-            output.say(f"rehearsal: an engine in {stage.place}, a relay that delivers nothing; limits are off")
-            stage.start_engine(config)
-            with Client(stage.state) as client:
-                checked = self._check(client)
-                campaign = self._send(client)
-            troubles = self._troubles(campaign)
+            found = self._rehearsed(real, kept)
         except BaseException:
-            if self._wanted.keep is None:
-                kept.rmdir()  # nothing is in it yet
+            if self._wanted.keep is None:  # a directory of ours, of which nobody would be told
+                shutil.rmtree(kept)
             raise
+        if self._wanted.keep is None and not found.messages and not found.rejects.rows:
+            kept.rmdir()
+            found.kept = None
+        return found
+
+    def _rehearsed(self, real: StateDir, kept: Path) -> Found:
+        stage = self._stage
+        host, port = stage.start_sink(MESSAGES, *self._wanted.sink)  # first: it knows which faults cannot be
+        suppressions = copy_suppressions(real, stage.state)
+        output.say(f"rehearsal: {suppressions}")
+        copy_lists(real, stage.state, self._spec)
+        config = stage.place / "ecm.toml"
+        config.write_text(settings_text(self._settings, host, port), encoding="utf-8")
+        output.say(f"rehearsal: an engine in {stage.place}, a relay that delivers nothing; limits are off")
+        stage.start_engine(config)
+        with Client(stage.state) as client:
+            checked = self._check(client)
+            campaign = self._send(client)
+        troubles = self._troubles(campaign)
         counts = stage.stop_sink()
         least_s, limit = binding_limit(self._spec, campaign["audience"] - campaign["suppressed"], self._relays())
         found = Found(
@@ -182,12 +190,12 @@ class _Run:
                     return campaign
                 time.sleep(LOOK_S)
 
-    def _troubles(self, campaign: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows of the export of people who did not get it, at most TROUBLES."""
-        left = min(TROUBLES, sum(campaign[state] for state in TROUBLED))
-        rows: list[dict[str, Any]] = []
-        if not left:
-            return rows
+    def _troubles(self, campaign: dict[str, Any]) -> Troubles:
+        """Rows of the export of people who did not get it."""
+        people = sum(campaign[state] for state in TROUBLED)
+        troubles = Troubles()
+        if not people:
+            return troubles
         command = program("broker.export", ("--ndjson", "--", str(self._stage.state.root), str(campaign["id"])))
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=self._stage.environment
@@ -196,23 +204,25 @@ class _Run:
             for line in export.stdout:
                 row = json.loads(line)
                 if row["state"] in TROUBLED:
-                    rows.append(row)
-                    if len(rows) == left:
+                    troubles.add(kind_of(row), row)
+                    if troubles.people == people:
                         break
             export.kill()
-        return rows
+        return troubles
 
-    def _rejects(self, campaign: dict[str, Any], kept: Path) -> list[str]:
-        """Keep the rejects file; its first lines without the header."""
+    def _rejects(self, campaign: dict[str, Any], kept: Path) -> Troubles:
+        """Keep the rejects file; what is in it."""
+        rejects = Troubles()
         path = campaign["rejects_file"]
         if not path or not campaign["rejected"]:
-            return []
+            return rejects
         copy = kept / "rejects.csv"
         copy.write_bytes(Path(path).read_bytes())
         campaign["rejects_file"] = str(copy)
         with copy.open(encoding="utf-8", newline="") as file:
-            next(file, None)
-            return [line.rstrip("\r\n") for line, _ in zip(file, range(TROUBLES), strict=False)]
+            for row in csv.DictReader(file):
+                rejects.add((row["reason"],), {"line": int(row["line"]), "reason": row["reason"], "row": row["row"]})
+        return rejects
 
 
 def _errors(campaign: dict[str, Any], counts: dict[str, int]) -> list[str]:

@@ -7,6 +7,7 @@ Invariants
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,52 @@ from typing import Any
 
 from ctl import output
 
-__all__ = ["Found", "keep_messages", "print_found"]
+__all__ = ["TROUBLES", "Found", "Troubles", "keep_messages", "kind_of", "print_found"]
 
-SHOWN = 5  # of each kind of trouble, for a person; the document has more
+SHOWN = 10  # kinds of trouble that a person is shown an example of; the document has more
+TROUBLES = 100  # people, rows and kinds named in the document, at most
 SIZES = ("size_least", "size_median", "size_greatest")
 COUNTED = ("sent", "bounced", "failed", "deferred", "uncertain", "suppressed", "rejected", "duplicates")
+
+
+@dataclass(slots=True)
+class Example:
+    """The first whom a kind of trouble met, and how many it met."""
+
+    row: dict[str, Any]
+    people: int = 1
+
+
+@dataclass(slots=True)
+class Troubles:
+    """Rows about those who got nothing: the first TROUBLES of them, and an example of each kind, of any number of them.
+
+    people  how many were added
+    """
+
+    people: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    examples: dict[tuple[str, ...], Example] = field(default_factory=dict)
+
+    def add(self, kind: tuple[str, ...], row: dict[str, Any]) -> None:
+        """One more. Memory stays bounded: beyond TROUBLES kinds a new one is only counted."""
+        self.people += 1
+        if len(self.rows) < TROUBLES:
+            self.rows.append(row)
+        if kind in self.examples:
+            self.examples[kind].people += 1
+        elif len(self.examples) < TROUBLES:
+            self.examples[kind] = Example(row)
+
+    def most(self) -> list[Example]:
+        """An example of each kind, the most frequent first."""
+        return sorted(self.examples.values(), key=lambda example: -example.people)
+
+
+def kind_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What people have in common of whom a relay said the same: their address in the reply makes no difference."""
+    said = re.sub(re.escape(row["email"]), "", _why(row), flags=re.IGNORECASE)
+    return (row["state"], said)
 
 
 @dataclass(slots=True)
@@ -28,8 +70,9 @@ class Found:
     campaign      the campaign object of the rehearsal;  relay  counts of the rehearsal server
     fresh         attempts and seconds when everybody had been attempted once: waits for retries tell nothing of speed
     least_s       the least time the limits allow, and the one that makes it so; None = none binds
-    troubles      rows of `campaign export` of people who did not get it;  rejects  lines of the rejects file
-    kept          directory with messages and rejects;  messages  paths in it
+    troubles      rows of `campaign export` of people who did not get it
+    rejects       {"line", "reason", "row"} of rows that hold no recipient
+    kept          directory with messages and rejects, None if there were neither;  messages  paths in it
     suppressions  where they are from, in a line;  errors  what a person should look at
     """
 
@@ -38,11 +81,11 @@ class Found:
     fresh: tuple[int, float] | None
     least_s: float
     limit: str | None
-    kept: Path
+    kept: Path | None
     suppressions: str
     warnings: list[str]
-    troubles: list[dict[str, Any]] = field(default_factory=list)
-    rejects: list[str] = field(default_factory=list)
+    troubles: Troubles = field(default_factory=Troubles)
+    rejects: Troubles = field(default_factory=Troubles)
     messages: list[Path] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -72,9 +115,10 @@ class Found:
             "time_s": {"here": self.campaign["seconds"], "limits": round(self.least_s, 3), "least": self.seconds},
             "limit": self.limit,
             "size_bytes": sizes,
-            "failing": self.troubles,
-            "rejects": self.rejects,
-            "kept": str(self.kept),
+            "failing": self.troubles.rows,
+            "kinds": [{**example.row, "people": example.people} for example in self.troubles.most()],
+            "rejects": self.rejects.rows,
+            "kept": None if self.kept is None else str(self.kept),
             "messages": [str(path) for path in self.messages],
             "suppressions": self.suppressions,
             "warnings": self.warnings,
@@ -113,19 +157,35 @@ def print_found(found: Found) -> None:
         lines.append(("second_copies", relay["duplicates"]))
     lines.append(("suppressions", found.suppressions))
     output.pairs(lines)
-    for row in found.troubles[:SHOWN]:
-        output.line(f"{row['state']}  {row['email']}: {_why(row)}")
-    for text in found.rejects[:SHOWN]:
-        output.line(f"rejected  {text}")
-    left = max(0, len(found.troubles) - SHOWN) + max(0, campaign["rejected"] - SHOWN)
-    if left:
-        output.line(f"and {left:,} more: `--json`, and rejects.csv in {found.kept}")
+    _print_troubles(found)
     if found.messages:
         output.line(f"messages  {', '.join(path.name for path in found.messages)} in {found.kept}")
     for error in found.errors:
         output.line(f"error  {error}")
 
 
+def _print_troubles(found: Found) -> None:
+    """An example of each kind of trouble, and where to find the rest."""
+    shown = found.troubles.most()[:SHOWN]
+    for example in shown:
+        row = example.row
+        output.line(f"{row['state']}  {row['email']}{_others(example)}: {_why(row)}")
+    left = found.troubles.people - sum(example.people for example in shown)
+    if left:
+        output.line(f"and {left:,} more who would not get it: `--json` has more of them")
+    shown = found.rejects.most()[:SHOWN]
+    for example in shown:
+        row = example.row
+        output.line(f"rejected  line {row['line']}{_others(example)}: {row['reason']}: {row['row']}")
+    if found.rejects.people > len(shown):
+        output.line(f"all {found.rejects.people:,} rejected rows are in {found.kept}/rejects.csv")
+
+
+def _others(example: Example) -> str:
+    return f" and {example.people - 1:,} more" if example.people > 1 else ""
+
+
 def _why(row: Mapping[str, Any]) -> str:
     status = " ".join(str(row[name]) for name in ("code", "enhanced") if row[name])
-    return str(row["reply"] or status or "it could not be composed")
+    silent = "the relay did not answer" if row["attempts"] else "it could not be composed"
+    return str(row["reply"] or status or silent)

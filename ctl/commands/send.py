@@ -37,6 +37,9 @@ _SHARE = click.FloatRange(0, 1)
 def command(file: str, recipients: str | None, wait: bool, yes: bool, rehearse: bool, **rehearsal: Any) -> int:
     """Send."""
     if rehearse:
+        if not wait:
+            text = "`--no-wait` does not go with `--rehearse`: a rehearsal lasts as long as its command"
+            raise EcmError("invalid_value", text, hint="leave one of them out")
         return _rehearse(file, recipients, rehearsal)
     for name, value in rehearsal.items():
         if value is not None:

@@ -133,8 +133,12 @@ def test_a_rehearsal_tells_what_will_happen(place: Path) -> None:
         ("bounce@example.com", "bounced", 550),
         ("data-554@example.com", "bounced", 554),
     ]
-    assert len(found["rejects"]) == 1
-    assert "no address" in found["rejects"][0]
+    assert [(one["email"], one["people"]) for one in found["kinds"]] == [
+        ("bounce@example.com", 1),
+        ("data-554@example.com", 1),
+    ]
+    assert [row["line"] for row in found["rejects"]] == [304]
+    assert found["rejects"][0]["row"].startswith("no address")
     assert found["errors"] == []
     assert found["kept"] == str(place / "kept")
     assert len(found["messages"]) == 3
@@ -165,6 +169,39 @@ def test_a_person_reads_it_in_lines(place: Path) -> None:
     for path in Path(kept[1]).iterdir():
         path.unlink()
     Path(kept[1]).rmdir()
+
+
+def test_one_example_stands_for_all_who_met_the_same(place: Path) -> None:
+    """Many with one reply do not hide the only one with another; a rejected row is told in words, not as CSV."""
+    write_campaign(place, more="[breaker]\nbounced = 0")
+    bounced = [f"bounce+{n}@example.com" for n in range(8)]
+    write_recipients(place, 5, *bounced, "data-554@example.com", '"no, address"', "nor this")
+    lines = run_ctl("send", "campaign.toml", "--rehearse", "--keep", "kept", cwd=place).ok().stdout.splitlines()
+    told = [line for line in lines if line.startswith(("bounced  bounce", "bounced  data"))]
+    assert told == [
+        "bounced  bounce+0@example.com and 7 more: 550 5.1.1 User unknown",
+        next(line for line in lines if line.startswith("bounced  data-554@example.com: 554")),
+    ]
+    assert [line for line in lines if line.startswith("rejected  line ")] == [
+        'rejected  line 16 and 1 more: no @ in the address: "no, address",Anna'
+    ]
+    assert f"all 2 rejected rows are in {place}/kept/rejects.csv" in lines
+    assert not [line for line in lines if line.startswith("and ")]
+
+
+def test_nothing_to_keep_leaves_no_directory(place: Path) -> None:
+    """Nobody accepted it and no row was rejected: the temporary directory goes; nothing points at it."""
+    (place / "tmp").mkdir()
+    write_campaign(place, more="[breaker]\nbounced = 0")
+    write_recipients(place, 0, *(f"bounce+{n}@example.com" for n in range(7)))
+    chosen = environment() | {"TMPDIR": str(place / "tmp")}
+    done = subprocess.run(
+        [sys.executable, "-m", "ctl.main", "send", "campaign.toml", "--rehearse", "--json"],
+        cwd=place, env=chosen, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert (found["campaign"]["bounced"], found["messages"], found["kept"]) == (7, [], None)
+    assert list((place / "tmp").iterdir()) == []
 
 
 def test_faults_can_be_asked_for(place: Path) -> None:
@@ -232,7 +269,11 @@ def test_what_is_wrong_with_the_campaign_is_told_as_ever(place: Path, change: tu
 def test_a_campaign_that_would_stop_stops_here(place: Path) -> None:
     """The breaker trips: exit status 1, and the account says why."""
     write_campaign(place, more="[breaker]\nbounced = 0.05\nafter = 10")
-    done = run_ctl("send", "campaign.toml", "--rehearse", "--bounce", "0.9", "--keep", "kept", "--json", cwd=place)
+    write_recipients(place, 5000)
+    slow = ("--latency", "200")  # the breaker looks now and then: there must be something left to stop
+    done = run_ctl(
+        "send", "campaign.toml", "--rehearse", "--bounce", "0.9", *slow, "--keep", "kept", "--json", cwd=place
+    )
     assert done.status == 1
     found = json.loads(done.stdout)
     assert found["campaign"]["state"] == "paused"
@@ -244,6 +285,9 @@ def test_options_of_a_rehearsal_are_refused_without_one(place: Path) -> None:
     done = run_ctl("send", "campaign.toml", "--bounce", "0.1", cwd=place)
     assert (done.status, done.stdout) == (2, "")
     assert "`--bounce` is for `--rehearse`" in done.stderr
+    done = run_ctl("send", "campaign.toml", "--rehearse", "--no-wait", cwd=place)
+    assert (done.status, done.stdout) == (2, "")
+    assert "`--no-wait` does not go with `--rehearse`" in done.stderr
 
 
 def test_faults_that_cannot_be_are_refused_before_anything_is_done(place: Path) -> None:
