@@ -114,6 +114,8 @@ class Again:
                 raise
             decided.set_exception(error if isinstance(error, EcmError) else EcmError("io_failed", plainly(error)))
         finally:
+            if not decided.done():  # a fault of ours, or the engine stops: whoever asked is told
+                decided.set_exception(EcmError("internal", "the retry was broken off", hint="the log says why"))
             ended.set()
 
     async def _row(self, number: int) -> CampaignRow:
@@ -195,6 +197,7 @@ class Again:
     async def _do(self, campaign: Running, intent: Intent) -> None:
         """Change every held shard as soon as it is idle. A cancel that comes in between ends it."""
         try:
+            await self._second_over(intent)
             while campaign.held and not campaign.cancelling:
                 wait_s = LOOK_S
                 leases = {lease.shard.number: lease for lease in campaign.leases.values()}
@@ -210,6 +213,11 @@ class Again:
             _release(campaign, campaign.held)
         self._engine.wake()
         await self._campaigns.conclude_if_done(campaign)
+
+    async def _second_over(self, intent: Intent) -> None:
+        """Nobody is mailed in the second of the decision: who failed again in it would be meant a second time."""
+        while self._engine.now_s() <= intent.until_s:
+            await asyncio.sleep(LOOK_S)
 
     async def _change_idle(self, campaign: Running, shard: ShardState, intent: Intent) -> bool:
         """Change one shard, which may be lent again then; whether the disk took it."""
@@ -238,6 +246,7 @@ class Again:
         intent = intent_of(row)
         if intent is None:
             return
+        await self._second_over(intent)
         for shard in shards:
             if _meant(shard, intent):
                 shard.counts = await self._engine.work(partial(self._change, row.id, shard.number, intent))

@@ -1,15 +1,13 @@
 """Gives recipients up whose time is over, whatever their campaign does: running, waiting or paused.
 
-In a shard that nobody holds the broker does it. A holder looks when it looks for work, which one that waits for a
-relay or for grants does not: such a shard is called back, done here, and may be leased again.
+The broker does it in shards that nobody holds; a holder does it in its own, each second.
 """
 
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, Protocol
 
-from broker.leases import RETURN, RUN, Leases
-from broker.running import Lease, Phase, Running, ShardState
+from broker.running import Phase, Running, ShardState
 from shm.files.ledger import Ledger
 
 __all__ = ["LOOK_S", "give_up", "look_s"]
@@ -21,10 +19,7 @@ LOOK_S_MIN: Final = 1.0
 class _Engine(Protocol):
     """What this module needs of the engine."""
 
-    leases: Leases
-
     def now_s(self) -> int: ...
-    def work(self, function: Callable[[], Any]) -> Awaitable[Any]: ...
     def work_on_idle(
         self, campaign: Running, shards: list[ShardState], change: Callable[[Ledger], Any]
     ) -> Awaitable[None]: ...
@@ -37,7 +32,7 @@ def look_s(campaigns: list[Running]) -> float:
 
 
 async def give_up(engine: _Engine, campaign: Running) -> None:
-    """Give up who is to be given up in idle shards of a campaign now, and call back shards that hold such people."""
+    """Give up who is to be given up in idle shards of a campaign now."""
     now_s, give_up_s = engine.now_s(), campaign.give_up_s
 
     def late(shard: ShardState) -> bool:
@@ -46,12 +41,3 @@ async def give_up(engine: _Engine, campaign: Running) -> None:
 
     idle = [shard for shard in campaign.shards.values() if shard.phase is Phase.IDLE and late(shard)]
     await engine.work_on_idle(campaign, idle, partial(Ledger.give_up, now_s=now_s, give_up_s=give_up_s))
-    for lease in list(campaign.leases.values()):
-        holds = lease.action == RUN and await engine.work(partial(_holds, lease, now_s, give_up_s))
-        if holds and lease.number in campaign.leases and lease.action == RUN:
-            engine.leases.order(lease, RETURN)
-
-
-def _holds(lease: Lease, now_s: int, give_up_s: int) -> bool:
-    """Whether people in a shard that is out have been deferred for too long. In the files thread, 50 us."""
-    return len(lease.ledger.expired(now_s, give_up_s)) > 0

@@ -110,13 +110,14 @@ class Pacing:
         if self.reserves_due:
             await self.keep_reserves()
 
-    def forget(self, campaign: Running) -> None:
+    async def forget(self, campaign: Running) -> None:
         """A campaign has ended: its windows wait on the disk for a retry; a cancelled one is never retried."""
         owner = f"campaign-{campaign.id}"
         if self._rates.has_owner(owner):
-            self._rates.drop_owner(owner, time.monotonic_ns()).close()
+            file = self._rates.drop_owner(owner, time.monotonic_ns())
+            await self._work(file.close)  # before anybody opens it anew: one thread does both
             if campaign.cancelling:
-                self._state.windows(owner).unlink(missing_ok=True)
+                await self._work(partial(self._state.windows(owner).unlink, missing_ok=True))
 
     def _owners(self, campaign: Running, relay: int) -> list[str]:
         # The campaign's own windows must be there: to leave out what is missing would be to send without limits.

@@ -44,6 +44,7 @@ class Quiet:
             made.store_call,
             lambda: NOW + 99,
         )
+        self.task: Callable[[Coroutine[Any, Any, None]], None]
         self.tables: Any = made.tables
         self.tables.suppressed = made.log
         self.again = Again(self, None, Custody(files.state, INSTANCE, BOOT))  # type: ignore[arg-type]
@@ -170,6 +171,39 @@ def test_only_who_is_meant_is_tried_again(finished: CampaignFiles, states: tuple
         shards = await quiet.finish(finished)
         failed, uncertain = sum(s.counts.failed for s in shards), sum(s.counts.uncertain for s in shards)
         assert (failed, uncertain) == ((0, 2) if states == ("failed",) else (5, 0))
+
+    run(finished, body)
+
+
+def test_nobody_is_lent_again_in_the_second_of_the_decision(finished: CampaignFiles) -> None:
+    """Who failed again in it could not be told from who is meant, and would be tried a second time after a crash."""
+
+    async def body(quiet: Quiet, _made: Parts) -> None:
+        now_s = [NOW + 50]
+        quiet.now_s = lambda: now_s[0]
+        await quiet.store_call(retries.begin, 1, BOTH, NOW + 50)
+        taking_up = asyncio.create_task(quiet.finish(finished))
+        done, _ = await asyncio.wait([taking_up], timeout=0.3)
+        assert not done
+        assert _counted(finished, 1).failed == 4
+        now_s[0] += 1
+        shards = await taking_up
+        assert [shard.counts.deferred for shard in shards] == [6, 1]
+
+    run(finished, body)
+
+
+def test_a_fault_of_ours_is_answered(finished: CampaignFiles) -> None:
+    """Whatever it is: who asked for the retry is told, and does not wait for ever."""
+
+    async def body(quiet: Quiet, _made: Parts) -> None:
+        tasks: list[asyncio.Task[None]] = []
+        quiet.task = lambda work: tasks.append(asyncio.ensure_future(work))
+        with pytest.raises(EcmError) as told:  # there are no campaigns to look into
+            await asyncio.wait_for(quiet.again.retry(1, BOTH), 10)
+        assert told.value.code == "internal"
+        with pytest.raises(AttributeError):
+            await tasks[0]
 
     run(finished, body)
 

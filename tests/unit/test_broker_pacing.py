@@ -33,6 +33,7 @@ class Scene:
         clock = EngineClock.create(self.arena, time.time_ns(), time.monotonic_ns())
         self.state = StateDir(directory)
         self.fault: OSError | None = None
+        self.works = 0
         self.pacing = Pacing(
             self.state, "ab" * 16, "boot-1", Settings(relays={"main": relay}), GrantTable(self.arena), clock, self._work
         )
@@ -42,6 +43,7 @@ class Scene:
             await asyncio.sleep(0)
         if self.fault is not None:
             raise self.fault
+        self.works += 1
         return function()
 
 
@@ -169,11 +171,15 @@ def test_limits_make_a_lease_gated_and_none_make_it_free(scene: Scene) -> None:
         assert scene.pacing.gated(limited, [0])
         assert not scene.pacing.gated(free, [0])
         assert scene.state.windows("campaign-1").exists()
-        scene.pacing.forget(limited)
+        scene.works = 0
+        await scene.pacing.forget(limited)
+        assert scene.works == 1, "a file is closed off the loop"
         assert scene.state.windows("campaign-1").exists()  # it may be retried
         limited.cancelling = True
         await scene.pacing.adopt(limited, HOURLY)
-        scene.pacing.forget(limited)
+        scene.works = 0
+        await scene.pacing.forget(limited)
+        assert scene.works == 2, "and removed off it"
         assert not scene.state.windows("campaign-1").exists()
 
     run(body())
