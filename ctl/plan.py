@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from broker.contract.campaign import CampaignSpec, parse_campaign
+from broker.contract.place import place
 from ctl import output
 
 __all__ = ["binding_limit", "least_seconds", "plan"]
@@ -26,7 +27,7 @@ def plan(args: Mapping[str, Any], checked: Mapping[str, Any], relays: Mapping[st
     audience = checked["audience"] - checked["suppressed"]
     known = {relay["name"]: relay for relay in relays["relays"]}
     servers = ", ".join(
-        f"{name} ({known[name]['host']}:{known[name]['port']})" for name in _weights(spec.relay, relays)
+        f"{name} ({place(known[name]['host'], known[name]['port'])})" for name in _weights(spec.relay, relays)
     )
     seconds, binding = binding_limit(spec, audience, relays)
     left_out = [f"{checked[name]:,} {name}" for name in ("rejected", "duplicates", "suppressed") if checked[name]]

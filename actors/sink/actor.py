@@ -33,6 +33,7 @@ from actors.sink.conversation import Conversation
 from actors.sink.record import Record
 from actors.sink.tls import server_context
 from broker.contract.errors import EcmError
+from broker.contract.place import place
 
 __all__ = ["main"]
 
@@ -72,7 +73,7 @@ class Sink:
                 self._converse, host, port, backlog=_BACKLOG, reuse_address=True, ssl=self._implicit
             )
         except OSError as error:
-            raise _failed(f"cannot listen on {host}:{port}", error, _other_place(error)) from error
+            raise _failed(f"cannot listen on {place(host, port)}", error, _other_place(error)) from error
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._print_counts)
@@ -102,7 +103,7 @@ class Sink:
 
     def _print_address(self, server: asyncio.Server) -> None:
         host, port = server.sockets[0].getsockname()[:2]
-        self._print({"host": host, "port": port}, f"listening on {host}:{port}")
+        self._print({"host": host, "port": port}, f"listening on {place(host, port)}")
 
     def _print_counts(self) -> None:
         self._record.flush()

@@ -34,6 +34,7 @@ from actors.smtp.reply import Reply, legible, read_text
 from actors.smtp.tls import ClientContext, Tls, client_context
 from actors.smtp.transaction import Mode, Stage
 from broker.contract.endpoint import Endpoint
+from broker.contract.place import place
 
 __all__ = ["Features", "Session", "SessionError", "deadline_s", "open_session"]
 
@@ -204,7 +205,7 @@ class _Opener:
 
     def __init__(self, relay: Endpoint, *, starttls: bool = True) -> None:
         self._relay = relay
-        self._place = f"[{relay.host}]:{relay.port}" if ":" in relay.host else f"{relay.host}:{relay.port}"
+        self._place = place(relay.host, relay.port)
         self._starttls = starttls and relay.tls in ("opportunistic", "required")
         self._command_s = deadline_s(relay, Stage.EHLO)
 

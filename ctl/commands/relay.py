@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from broker.contract.errors import EcmError
+from broker.contract.place import place
 from ctl import output
 from ctl.client import LONG_S, Client
 from ctl.options import Noun, common, options
@@ -30,7 +31,7 @@ def list_() -> None:
         return
     output.table(
         ["relay", "server", "tls", "state", "mode", "connections", "limit", "reason"],
-        [[r["name"], f"{r['host']}:{r['port']}", r["tls"], r.get("state"), r.get("mode"),
+        [[r["name"], place(r["host"], r["port"]), r["tls"], r.get("state"), r.get("mode"),
           f"{r.get('connections', 0)}/{r.get('connections_limit', '-')}", _limits(r["rate"]), r.get("reason")]
          for r in found["relays"]],
     )  # fmt: skip
@@ -79,13 +80,13 @@ def _show(relays: list[dict[str, Any]]) -> None:
 
 
 def _fails(one: dict[str, Any]) -> list[tuple[str, Any]]:
-    server = [("server", f"{one['host']}:{one['port']}")] if "host" in one else []
+    server = [("server", place(one["host"], one["port"]))] if "host" in one else []
     return [*server, ("usable", "no"), ("reason", one["error"]["message"])]
 
 
 def _offers(one: dict[str, Any]) -> list[tuple[str, Any]]:
     return [
-        ("server", f"{one['host']}:{one['port']}"),
+        ("server", place(one["host"], one["port"])),
         ("usable", "yes"),
         ("banner", one["banner"]),
         ("tls", one["tls"] or "not encrypted"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import smtplib
 import socket
 import ssl
@@ -206,6 +207,20 @@ def test_a_port_in_use_is_one_clear_line_and_status_1(sink: StartSink) -> None:
     ended = run_sink("--port", str(running.port), "--json")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert json.loads(ended.stderr)["error"]["code"] == "sink_failed"
+
+
+def test_an_address_of_ipv6_is_written_in_brackets() -> None:
+    """In the first line, and where it cannot listen."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        ended = run_sink("--host", "::1", "--port", str(port))
+        assert ended.stderr.startswith(f"error: cannot listen on [::1]:{port}: Address already in use\n")
+    command = [sys.executable, "-m", "actors.sink.actor", "--host", "::1", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.terminate()
+    assert re.fullmatch(r"listening on \[::1\]:\d+\n", first)
 
 
 @pytest.mark.parametrize(

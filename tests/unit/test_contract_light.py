@@ -10,7 +10,7 @@ import pytest
 HEAVY = ("pydantic", "numpy", "asyncio", "sqlalchemy", "psutil", "zmq", "dataclasses")
 
 
-@pytest.mark.parametrize("module", ["paths", "errors", "codec", "sockets", "timefmt"])
+@pytest.mark.parametrize("module", ["paths", "errors", "codec", "sockets", "timefmt", "place"])
 def test_quick_modules_load_nothing_heavy(module: str) -> None:
     """Each module of the quick path loads neither pydantic, numpy, asyncio, SQLAlchemy nor psutil."""
     code = f"import sys, broker.contract.{module}; print(*sys.modules)"

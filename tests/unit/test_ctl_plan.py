@@ -77,3 +77,9 @@ def test_without_limits_the_time_is_not_guessed() -> None:
     """Machine and relay decide."""
     lines = dict(plan(args(rate="[rate]\nper_second = 0"), CHECKED, RELAYS))
     assert (lines["limit"], lines["time"]) == ("none: as fast as machine and relay allow", "unknown")
+
+
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    """What is an address and what a port can be told apart."""
+    relays = {**RELAYS, "relays": [{**RELAYS["relays"][0], "host": "2001:db8::1"}]}
+    assert ("relay", "default ([2001:db8::1]:587)") in plan(args(), CHECKED, relays)
