@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write: Callable[[Iterator[Outcome], TextIO], None] = options.write
 
     def work() -> Iterator[EcmError]:
+        """Write it; there is nothing to complain of in the end."""
         state = StateDir(options.state)
         found = find_campaign(state, instance_of(state), options.campaign)
         out = io.TextIOWrapper(sys.stdout.buffer, "utf-8", newline="")

@@ -52,6 +52,7 @@ class _Round:
             yield from share.leases
 
     def add(self, lease: Lease) -> None:
+        """Let a lease take turns, behind the others of its campaign."""
         share = next((share for share in self._shares if share.campaign == lease.offer.campaign), None)
         if share is None:
             share = _Share(lease.offer.campaign)
@@ -60,6 +61,7 @@ class _Round:
         self._weigh()
 
     def remove(self, lease: Lease) -> None:
+        """Take out a lease that stands here."""
         share = next(share for share in self._shares if lease in share.leases)
         share.leases.remove(lease)
         if not share.leases:
@@ -75,6 +77,7 @@ class _Round:
             share.left = min(share.left, share.turns)
 
     def turn(self) -> Lease:
+        """Whose turn it is; somebody stands here."""
         shares = self._shares
         share = shares[0]
         lease = share.leases[0]

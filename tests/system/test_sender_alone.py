@@ -436,7 +436,7 @@ def test_drain_gives_the_leases_back_and_says_bye(sink: StartSink, lone_sender: 
 
 def test_drain_now_waits_for_no_reply(sink: StartSink, lone_sender: StartLone) -> None:
     """now: connections are dropped; what was in flight is uncertain (to be resent) or pending, never lost count of."""
-    lone = lone_sender(sink("--latency", "800"), connections=3)
+    lone = lone_sender(sink("--latency", "8000"), connections=3)
     lone.campaign(7, people(100))
     lone.offer(7)
     lone.wait(lambda: lone.counts(7).by_state[States.SENDING] >= 1, "some in flight")
@@ -444,7 +444,7 @@ def test_drain_now_waits_for_no_reply(sink: StartSink, lone_sender: StartLone) -
     lone.tell(type="drain", now=True)
     lone.wait_message("bye")
     lone.child.process.join(10)
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 7
     counts = lone.counts(7)
     assert counts.in_flight == 0
     assert counts.pending + counts.deferred == 100

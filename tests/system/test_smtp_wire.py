@@ -102,9 +102,11 @@ def test_round_trips_of_a_relay_check_are_those_of_the_wire(line: Wire, far_post
         )
         (await open_session(relay)).close()
         session = await open_session(relay)
-        began = time.monotonic()
-        await session.noop()
-        took_s = time.monotonic() - began
+        took_s = ROUND_TRIP_S * 100
+        for _ in range(5):  # the quickest: a busy machine delays some
+            began = time.monotonic()
+            await session.noop()
+            took_s = min(took_s, time.monotonic() - began)
         session.close()
         assert session.tls is not None
         return took_s, session.tls.resumed
