@@ -68,7 +68,7 @@ CODES: dict[str, tuple[int, str]] = {
 }
 
 HINTS: dict[str, str] = {
-    "relay_unreachable": "is it running, and are host and port in ecm.toml right? `ctl relay check` tries it",
+    "relay_unreachable": "is it running, and are host and port in ecm.toml right?",
     "no_recipients": "the account and the rejects file say where they went",
     "unknown_list": "`ctl list` names them",
     "unknown_campaign": "`ctl campaign list` names them",
