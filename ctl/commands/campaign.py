@@ -228,6 +228,8 @@ def _states(context: click.Context, _parameter: click.Parameter, given: tuple[st
         words = value.split(",")
         if set(words) <= set(RETRIED):
             states += words
+        elif not value:
+            raise click.BadParameter("it is empty; it is failed, uncertain or both")
         elif "/" in value or Path(value).is_dir():
             context.ensure_object(Options).state = value
         else:

@@ -1,6 +1,7 @@
 """`ctl stats`: what is going on, in numbers."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -60,12 +61,31 @@ def _print(stats: dict[str, Any]) -> None:
             [[r["name"], r["state"], r["mode"], r["connections"], r["connections_limit"]] for r in stats["relays"]],
             right=["connections", "limit"],
         )  # fmt: skip
+    if reasons := list(_reasons(stats)):
+        output.line()
+        for reason in reasons:
+            output.line(reason)
     output.line()
     output.table(
         ["resource", "used", "budget", "limit"],
         [[name, r["used"], r["budget"], r["limit"]] for name, r in stats["resources"].items() if name != "share"],
         right=["used", "budget", "limit"],
     )
+
+
+def _reasons(stats: dict[str, Any]) -> Iterator[str]:
+    """A line for each campaign and relay that stands still and says why; what several say is said once by the relay."""
+    told = set()
+    for relay in stats["relays"]:
+        if relay["reason"]:
+            told.add(relay["reason"])
+            yield f"relay {relay['name']} is {relay['state']}: {relay['reason']}"
+    for campaign in stats["campaigns"]:
+        reason = campaign["reason"]
+        if not reason or campaign["state"] not in ("waiting", "paused", "draft"):
+            continue
+        words = "as that relay says" if reason["message"] in told else reason["message"]
+        yield f"campaign {campaign['name']} is {campaign['state']}: {words}"
 
 
 def _state(campaign: dict[str, Any]) -> str:

@@ -138,6 +138,9 @@ def test_the_command_says_how_many_and_may_wait_for_the_end(house: House) -> Non
     document = engine.ctl("campaign", "retry", "said", "--state", "uncertain", "--json").ok().json()
     assert document["retried"] == {"failed": 0, "uncertain": 0}
     assert document["campaign"]["name"] == "said"
+    empty = engine.ctl("campaign", "retry", "said", "--state", "")
+    assert empty.status == 2
+    assert "it is empty; it is failed, uncertain or both" in empty.stderr
     refused = engine.ctl("campaign", "retry", "said", "--state", "bounced")
     assert refused.status == 2
     assert "nobody can be tried again who is `bounced`" in refused.stderr

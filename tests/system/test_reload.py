@@ -65,6 +65,9 @@ def test_what_a_waiting_campaign_says_follows_what_it_waits_for(
     assert BLAME in blamed["message"]
     counted = engine.until(campaign, lambda now: now["reason"]["hint"] != blamed["hint"])["reason"]
     assert {**counted, "hint": None} == {**blamed, "hint": None}, "only the time left is another one"
+    lines = engine.ctl("stats").ok().stdout.splitlines()
+    assert f"relay default is tripped: {blamed['message']}" in lines
+    assert "campaign news is waiting: as that relay says" in lines
     other = sink()
     rewrite(engine, settings_for({"other": other.port}))
     engine.ctl("reload").ok()
@@ -72,12 +75,15 @@ def test_what_a_waiting_campaign_says_follows_what_it_waits_for(
     assert gone["state"] == "waiting"
     assert "default" in gone["reason"]["message"]
     assert gone["reason"]["since"] > blamed["since"]
+    assert f"campaign news is waiting: {gone['reason']['message']}" in engine.ctl("stats").ok().stdout.splitlines()
     with sqlite3.connect(engine.state.store_db) as store:
         assert b"unknown_relay" in bytes(store.execute("SELECT reason FROM campaigns").fetchone()[0])
     store.close()
     rewrite(engine, settings_for({"default": other.port}))
     engine.ctl("reload").ok()
-    assert engine.finished(campaign)["sent"] == 60
+    assert engine.until(campaign, lambda now: now["state"] == "running")["reason"] is None
+    engine.ask("campaign.cancel", {"campaign": campaign})
+    engine.until(campaign, lambda now: now["finished"])
     engine.stop()
 
 
