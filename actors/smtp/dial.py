@@ -5,7 +5,8 @@ May not speak SMTP or TLS; deadlines are the caller's.
 - IPv6 first, the families in turn; the next address is tried while the one before has not answered for a quarter of a
   second, so a family that leads nowhere costs that much and not the whole deadline.
 - A source address keeps to its own family.
-- Every socket but the one returned is closed, cancelled attempts' too.
+- Every socket but the one returned is closed when it is returned, cancelled attempts' too.
+- A relay with one address is knocked at by one socket, one with several by AT_ONCE at most.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import socket
 from collections import deque
 from typing import Final
 
-__all__ = ["SEND_BUFFER", "Address", "SourceError", "dial", "race"]
+__all__ = ["AT_ONCE", "SEND_BUFFER", "Address", "SourceError", "dial", "race"]
 
 SEND_BUFFER: Final = 256 * 1024  # bytes: a whole window fits, so a write never waits for the first ACK
+AT_ONCE: Final = 6  # attempts at a time; the oldest has had time to say SYN a second time by then
 _HEAD_START_S: Final = 0.25  # RFC 8305 5
 _KEEPALIVE: Final = (  # a connection at rest that died is known within 30 s, and a NAT between keeps its entry
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
@@ -46,7 +48,7 @@ async def dial(host: str, port: int, source: str = "") -> socket.socket:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # an empty label or one too long: no name that could be asked for
         raise socket.gaierror(socket.EAI_NONAME, f"no host name: {error}") from None
-    addresses = _in_turn([(family, address) for family, _, _, _, address in found])
+    addresses = _in_turn(list(dict.fromkeys((family, address) for family, _, _, _, address in found)))
     if source:
         family = socket.AF_INET6 if ipaddress.ip_address(source).version == 6 else socket.AF_INET
         addresses = [one for one in addresses if one[0] == family]
@@ -67,26 +69,44 @@ def _in_turn(addresses: list[Address]) -> list[Address]:
 async def race(addresses: list[Address], source: str = "") -> socket.socket:
     """The first of these addresses to answer. Raises what `dial` does."""
     waiting = deque(addresses)
-    trying: set[asyncio.Task[socket.socket]] = set()
+    trying: list[asyncio.Task[socket.socket]] = []  # the oldest first
     error: BaseException | None = None
     try:
         while waiting or trying:
             if waiting:
-                trying.add(asyncio.create_task(_connect(waiting.popleft(), source)))
+                if len(trying) == AT_ONCE:
+                    _give_up(trying.pop(0))
+                trying.append(asyncio.create_task(_connect(waiting.popleft(), source)))
             patience_s = _HEAD_START_S if waiting else None
             done, _ = await asyncio.wait(trying, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
+                trying.remove(task)
                 error = task.exception()
                 if error is None:
-                    trying.discard(task)
+                    try:
+                        await _given_up(trying + [other for other in done if other is not task])
+                    except BaseException:  # cancelled meanwhile
+                        task.result().close()
+                        raise
                     return task.result()
-                trying.discard(task)
         assert error is not None
         raise error
     finally:
         for task in trying:
-            task.cancel()
-            task.add_done_callback(_close)
+            _give_up(task)
+
+
+async def _given_up(tasks: list[asyncio.Task[socket.socket]]) -> None:
+    """Give these up, and see their sockets closed: whoever counts sockets counts one a relay."""
+    for task in tasks:
+        _give_up(task)
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _give_up(task: asyncio.Task[socket.socket]) -> None:
+    task.cancel()
+    task.add_done_callback(_close)
 
 
 def _close(task: asyncio.Task[socket.socket]) -> None:

@@ -13,7 +13,8 @@ import psutil
 import pytest
 import uvloop
 
-from actors.smtp.dial import SEND_BUFFER, Address, SourceError, dial, race
+from actors.smtp import dial as dialling
+from actors.smtp.dial import AT_ONCE, SEND_BUFFER, Address, SourceError, dial, race
 from actors.smtp.session import SessionError, open_session
 from broker.contract.relay import Relay
 from tests.fixtures.line_server import SILENCE, hear, line_server
@@ -101,6 +102,52 @@ def test_attempts_nobody_waits_for_leave_no_socket(end: str) -> None:
 
     with swallowing() as silent, listening() as (good, _):
         run(work([silent, good] if end == "won" else [silent, silent]))
+
+
+def test_who_has_an_address_has_one_socket() -> None:
+    """The attempts that lost are closed when the winner is handed over, not a moment later."""
+
+    async def work(addresses: list[Address]) -> int:
+        before = psutil.Process().num_fds()
+        with await race(addresses):
+            return psutil.Process().num_fds() - before
+
+    with swallowing() as silent, listening() as (good, _):
+        assert run(work([silent, silent, good])) == 1
+
+
+def test_many_silent_addresses_are_not_all_tried_at_once() -> None:
+    """The oldest attempt gives way, and the address that answers is reached however late it stands."""
+
+    async def work(addresses: list[Address]) -> int:
+        before = psutil.Process().num_fds()
+        most = 0
+        attempt = asyncio.create_task(race(addresses))
+        while not attempt.done():
+            most = max(most, psutil.Process().num_fds() - before)
+            await asyncio.sleep(0.01)
+        attempt.result().close()
+        return most
+
+    with swallowing() as silent, listening() as (good, _):
+        assert run(work([silent] * 8 + [good])) <= AT_ONCE + 1
+
+
+def test_an_address_that_the_resolver_names_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay with one address is never knocked at by two sockets."""
+
+    async def work(found: Address) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def twice(*_: object, **__: object) -> list[Any]:
+            return [(found[0], socket.SOCK_STREAM, 6, "", found[1])] * 2
+
+        monkeypatch.setattr(loop, "getaddrinfo", twice)
+        monkeypatch.setattr(dialling, "race", None)
+        (await dial("relay.example.com", 25)).close()
+
+    with listening() as (good, _):
+        asyncio.run(work(good))
 
 
 @pytest.mark.parametrize("host", ["::1", "127.0.0.1", "localhost"])
