@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from typing import Any
 
-from actors.smtp.outcome import STAGES, decide
+from actors.smtp.outcome import CONCLUDES, STAGES, decide
 from actors.smtp.reply import Reply, read_text
 from actors.smtp.rules import MEANING, About, rule_of
-from actors.smtp.transaction import Concluded, Stage, event_of
+from actors.smtp.transaction import Concluded, Mode, Stage, event_of
 from broker.contract.errors import EcmError
 
 __all__ = ["explain", "main"]
@@ -31,7 +32,8 @@ _WORDS = {Stage.MAIL: "to MAIL", Stage.RCPT: "to RCPT", Stage.DATA: "to DATA", S
 
 def _at(stage: Stage, reply: Reply) -> dict[str, Any]:
     event = event_of(stage, reply.code)
-    if reply.code < 400 and (stage is not Stage.BODY or reply.code >= 300):
+    # 354 is what DATA hopes for; another 2xx or 3xx where it is not hoped for shows that the two ends have lost step.
+    if (stage is Stage.DATA and reply.code == 354) or event not in CONCLUDES[Mode.PIPELINING][stage]:
         return {"stage": stage.name, "event": event.value, "state": None, "connection": None, "class": None}
     outcome = decide(Concluded(0, stage, reply, event))
     return {
@@ -48,7 +50,19 @@ def _to_relay(about: About, code: int) -> tuple[str, str]:
     """What the reply does to the relay: a word for programs, and a line."""
     if code == 503:
         about = About.STEP
-    return _TO_RELAY.get(about, ("unchanged", "used as before"))
+    word, line = _TO_RELAY.get(about, ("unchanged", "used as before"))
+    return word, f"{line}; unless it answered DATA" if code == 354 else line
+
+
+def _by_code(code: int) -> About:
+    """Whom a reply is about that no rule knows."""
+    return About.OTHER if code >= 400 else About.STEP if code >= 300 else About.NONE
+
+
+def _whole(text: str, code: int) -> bool:
+    """Whether a reply of several lines has its last one (RFC 5321 4.2.1); a log may have joined them by spaces."""
+    first = re.search(rf"{code}(-?)", text)
+    return first is None or not first[1] or re.search(rf"(?:^|\s){code}(?:\s|$)", text) is not None
 
 
 def explain(text: str) -> dict[str, Any]:
@@ -58,15 +72,18 @@ def explain(text: str) -> dict[str, Any]:
     except ValueError as error:
         hint = 'quote the server\'s words: ctl explain "550 5.1.1 User unknown"'
         raise EcmError("invalid_value", str(error), hint=hint) from error
+    if not _whole(text, reply.code):
+        hint = f"give all of its lines, up to the one that begins with `{reply.code} `"
+        raise EcmError("invalid_value", f"the reply goes on: after `{reply.code}-` another line follows", hint=hint)
     rule = rule_of(reply) if reply.code >= 400 else None
-    about = rule.about if rule is not None else About.OTHER if reply.code >= 400 else About.NONE
+    about = rule.about if rule is not None else _by_code(reply.code)
     word, line = _to_relay(about, reply.code)
     return {
         "reply": str(reply),
         "code": reply.code,
         "enhanced": None if reply.enhanced is None else "{}.{}.{}".format(*reply.enhanced),
         "about": about.value,
-        "meaning": MEANING[about],
+        "meaning": f"{MEANING[about]}; unless it answers DATA" if reply.code == 354 else MEANING[about],
         "rule": None if rule is None else {"pattern": rule.pattern.pattern, "example": rule.example},
         "relay": {"becomes": word, "meaning": line},
         "stages": [_at(stage, reply) for stage in STAGES],

@@ -73,8 +73,8 @@ def _show(relays: list[dict[str, Any]]) -> None:
     """A table for each relay, those that cannot be used as well."""
     if not relays:
         output.say("no relay is declared in the settings")
-    for place, one in enumerate(relays):
-        if place:
+    for number, one in enumerate(relays):
+        if number:
             output.line()
         output.pairs([("relay", one["name"]), *(_offers(one) if one["ok"] else _fails(one))])
 

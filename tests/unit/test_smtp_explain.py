@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from actors.smtp import explain, pages
+from actors.smtp.rules import MEANING, About
+from broker.contract.errors import EcmError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "smtp.md"
 
@@ -52,15 +54,43 @@ def test_a_reply_is_explained_for_programs(capsys: pytest.CaptureFixture[str]) -
     assert explain.explain("503 5.5.1 Error: nested MAIL command")["relay"]["becomes"] == "stepped_down"
 
 
-def test_an_accepted_reply_concludes_at_the_dot_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """250 to MAIL goes on; 250 to the message is the end of it."""
+def test_an_accepted_reply_is_the_end_at_the_dot(capsys: pytest.CaptureFixture[str]) -> None:
+    """250 to MAIL goes on; 250 to the message is the end of it; to DATA it is an answer too many."""
     assert explain.main(["250 2.0.0 Ok"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "250 2.0.0 Ok",
         "about nothing: all is well",
+        "in answer to DATA       : deferred (other), tried again at once, connection closed, the next one a mode lower",
         "in answer to the message: sent (none), connection kept",
         "the relay is used as before",
     ]
+
+
+def test_a_354_is_hoped_for_by_data_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Anywhere else it shows lost step; to the dot nobody can know whether the message was taken."""
+    assert explain.main(["354 go"]) == 0
+    step_down = "tried again at once, connection closed, the next one a mode lower"
+    assert capsys.readouterr().out.splitlines() == [
+        "354 go",
+        f"about {MEANING[About.STEP]}; unless it answers DATA",
+        f"in answer to MAIL       : deferred (other), {step_down}",
+        f"in answer to RCPT       : deferred (other), {step_down}",
+        "in answer to the message: uncertain (other), connection closed, the next one a mode lower",
+        "the relay is spoken to one mode lower for a while; unless it answered DATA",
+    ]
+    found = explain.explain("334 go")
+    assert [at["state"] for at in found["stages"]] == ["deferred", "deferred", "deferred", "uncertain"]
+    assert found["relay"] == {"becomes": "stepped_down", "meaning": "spoken to one mode lower for a while"}
+
+
+def test_half_a_reply_is_refused() -> None:
+    """A line with a hyphen behind its code says that another follows; a log may have joined the lines."""
+    for half in ("550-foo", "550-foo\n550-bar", "550-5.1.1 foo"):
+        with pytest.raises(EcmError, match="the reply goes on") as raised:
+            explain.explain(half)
+        assert raised.value.exit == 2
+    for whole in ("550-foo\n550 bar", "550-5.1.1 foo 550 5.1.1 bar", "550-foo\n550", "550 a-b", "550 550-foo"):
+        assert explain.explain(whole)["code"] == 550
 
 
 def test_what_is_no_reply_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
