@@ -109,3 +109,14 @@ def test_connections_stay_below_nine_tenths_of_the_descriptors(sink: StartSink, 
     lone.wait(done, "everybody sent to")
     assert 32 <= max(most) < 90
     assert max(seen) <= 95
+
+
+def test_a_relay_that_bears_refusals_is_not_left_for_them(sink: StartSink, lone_sender: StartLone) -> None:
+    """A fifth of 3,000 people refused, in windows: it proves its patience once, then connections stay."""
+    relay = sink("--bounce", "0.2")
+    lone = lone_sender(relay, connections=1)
+    lone.campaign(7, people(3000))
+    counts = lone.wait_done(lone.offer(7))
+    assert counts.bounced > 400
+    assert counts.sent + counts.bounced == counts.attempts == 3000
+    assert relay.counts()["sessions"] <= 4
