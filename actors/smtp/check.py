@@ -131,7 +131,7 @@ def _until(session: Session) -> str | None:
 
 def _explained(relay: Endpoint, error: SessionError) -> EcmError:
     """The error a user sees: unreachable if nobody there spoke SMTP with us, refused if somebody said no."""
-    unreachable = error.stage is Stage.CONNECT and error.reply is None and error.hint is None
+    unreachable = error.stage is Stage.CONNECT and error.reply is None
     name = f"relay `{relay.name}`: " if relay.name else ""
     hint = error.hint or (_UNREACHABLE if unreachable else _HINTS.get(error.stage))
     return EcmError("relay_unreachable" if unreachable else "relay_refused", name + error.text, hint=hint)

@@ -17,28 +17,24 @@ Invariants
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import os
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 import aiosmtplib
 
-from actors.smtp.dial import SourceError, dial
-from actors.smtp.reply import Reply, legible, read_text
+from actors.smtp.dial import dial
+from actors.smtp.failure import SessionError, explained, reason_of, reply_of
+from actors.smtp.reply import legible
 from actors.smtp.tls import ClientContext, Tls, client_context
 from actors.smtp.transaction import Mode, Stage
 from broker.contract.endpoint import Endpoint
 from broker.contract.place import place
 
 __all__ = ["Features", "Session", "SessionError", "deadline_s", "open_session"]
-
-Blames = Literal["relay", "sender"]
 
 _TIMEOUT_OF: dict[Stage, Literal["connect", "greeting", "command", "body", "idle"]] = {
     Stage.IDLE: "idle",
@@ -56,38 +52,11 @@ _TIMEOUT_OF: dict[Stage, Literal["connect", "greeting", "command", "body", "idle
 
 _SIZE_DIGITS = 20  # RFC 1870 3
 _WRONG_MECHANISM = (504, 534)  # RFC 4954 6: unknown, too weak; another one may do
-_DOING = {
-    Stage.CONNECT: "connection",
-    Stage.EHLO: "EHLO",
-    Stage.TLS: "TLS",
-    Stage.AUTH: "AUTH",
-}
 
 
 def deadline_s(relay: Endpoint, stage: Stage) -> float:
     """Seconds a relay may take for the reply awaited at `stage`."""
     return relay.timeouts_s[_TIMEOUT_OF[stage]]
-
-
-class SessionError(Exception):
-    """A session that did not come about, or broke at hand-over.
-
-    stage   CONNECT, EHLO, TLS or AUTH
-    reply   what the relay said, if it said something
-    text    one line for the operator
-    blames  "relay", or "sender" where it is our credentials or settings that do not fit
-    hint    what to do about it, or None
-    """
-
-    def __init__(
-        self, stage: Stage, reply: Reply | None, text: str, *, blames: Blames = "relay", hint: str | None = None
-    ) -> None:
-        super().__init__(text)
-        self.stage = stage
-        self.reply = reply
-        self.text = text
-        self.blames: Blames = blames
-        self.hint = hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +190,7 @@ class _Opener:
             tls_context=context,
         )
         try:
-            with self._explained(Stage.EHLO, smtp):  # a relay may also vanish between two steps
+            with explained(self._relay, Stage.EHLO, smtp):  # a relay may also vanish between two steps
                 session = await self._steps(smtp, ceiling)
         except BaseException as error:  # cancelled ones too: the socket must not outlive the attempt
             smtp.close()
@@ -253,13 +222,13 @@ class _Opener:
             changed_ns = Path(ca_file).stat().st_mtime_ns if ca_file else 0  # noqa: ASYNC240  (one stat, at opening)
             return await asyncio.to_thread(client_context, self._relay, changed_ns, verified=verified)
         except OSError as error:
-            text = f"cannot use the certificates of {ca_file}: {_reason(error)}"
+            text = f"cannot use the certificates of {ca_file}: {reason_of(error)}"
             raise SessionError(Stage.TLS, None, text, blames="sender") from error
 
     async def _connect(self, smtp: aiosmtplib.SMTP) -> str:
         loop = asyncio.get_running_loop()
         connect_s, greeting_s = deadline_s(self._relay, Stage.CONNECT), self._relay.timeouts_s["greeting"]
-        with self._explained(Stage.CONNECT, smtp):
+        with explained(self._relay, Stage.CONNECT, smtp):
             async with asyncio.timeout(connect_s + greeting_s) as limit:
 
                 def give_up_connecting() -> None:
@@ -276,10 +245,10 @@ class _Opener:
                             endpoint.close()
                 finally:
                     watch.cancel()
-        return _reply(greeting.code, greeting.message).text
+        return reply_of(greeting.code, greeting.message).text
 
     async def _hello(self, smtp: aiosmtplib.SMTP, name: str) -> None:
-        with self._explained(Stage.EHLO, smtp):
+        with explained(self._relay, Stage.EHLO, smtp):
             try:
                 await smtp.ehlo(hostname=name)
             except aiosmtplib.SMTPHeloError as refused:
@@ -294,7 +263,7 @@ class _Opener:
                 hint = 'set tls = "none" for this relay only if the line to it is safe'
                 raise SessionError(Stage.TLS, None, f"{self._place} offers no STARTTLS", blames="sender", hint=hint)
             return False
-        with self._explained(Stage.TLS, smtp):
+        with explained(self._relay, Stage.TLS, smtp):
             await smtp.starttls(timeout=deadline_s(self._relay, Stage.TLS))
         return True
 
@@ -313,7 +282,7 @@ class _Opener:
             text = f"{self._place} offers no way to log in that we know: {offered}"
             raise SessionError(Stage.AUTH, None, text, blames="sender")
         says = {"plain": smtp.auth_plain, "login": smtp.auth_login, "cram-md5": smtp.auth_crammd5}
-        with self._explained(Stage.AUTH, smtp):
+        with explained(self._relay, Stage.AUTH, smtp):
             for method in methods:
                 try:
                     await says[method](self._relay.username, self._relay.password)
@@ -323,50 +292,6 @@ class _Opener:
                 else:
                     return method
         raise AssertionError("the last mechanism either logs in or is refused")
-
-    @contextlib.contextmanager
-    def _explained(self, stage: Stage, smtp: aiosmtplib.SMTP) -> Iterator[None]:
-        """Turn what aiosmtplib, the resolver, TLS and the socket raise into SessionError."""
-        try:
-            yield
-        except aiosmtplib.SMTPResponseException as error:
-            raise self._refused(stage, error) from error
-        except (aiosmtplib.SMTPException, OSError) as error:
-            told = isinstance(error.__cause__, OSError) and not isinstance(error, TimeoutError)
-            cause = cast("OSError", error.__cause__) if told else error
-            connected = smtp.transport is not None or stage is not Stage.CONNECT
-            raise self._broken(stage, cause, connected=connected) from error
-
-    def _refused(self, stage: Stage, error: aiosmtplib.SMTPResponseException) -> SessionError:
-        if not 200 <= error.code <= 599:
-            return SessionError(stage, None, f"{self._place} does not speak SMTP: {error.message[:100]!r}")
-        reply = _reply(error.code, error.message)
-        if stage is Stage.AUTH and error.code >= 500:
-            text = f"{self._place} refused the login of {self._relay.username}: {reply}"
-            hint = "check username and password_file of this relay"
-            return SessionError(stage, reply, text, blames="sender", hint=hint)
-        return SessionError(stage, reply, f"{self._place} refused the {_DOING[stage]}: {reply}")
-
-    def _broken(self, stage: Stage, error: Exception, *, connected: bool) -> SessionError:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            text = f"the certificate of {self._place} is not valid: {error.verify_message or _reason(error)}"
-            hint = "name its authority with `ca_file`, or the host as the certificate does"
-            return SessionError(Stage.TLS, None, text, blames="sender", hint=hint)
-        if isinstance(error, ssl.SSLError):
-            in_the_clear = 'tls = "implicit" is for port 465; ports 25 and 587 begin in the clear: tls = "required"'
-            advice = in_the_clear if self._relay.tls == "implicit" else None
-            return SessionError(Stage.TLS, None, f"TLS with {self._place} failed: {_reason(error)}", hint=advice)
-        if isinstance(error, SourceError):
-            text = f"cannot connect from source_address {self._relay.source_address}: {_reason(error)}"
-            hint = "name an address of this machine, of a family that the relay has"
-            return SessionError(stage, None, text, blames="sender", hint=hint)
-        if isinstance(error, socket.gaierror):
-            return SessionError(stage, None, f"cannot resolve {self._relay.host}: {error.strerror}", blames="sender")
-        if isinstance(error, TimeoutError):
-            return SessionError(stage, None, f"no answer from {self._place} in time ({_DOING[stage]})")
-        if isinstance(error, aiosmtplib.SMTPServerDisconnected) or connected:
-            return SessionError(stage, None, f"{self._place} closed the connection ({_DOING[stage]})")
-        return SessionError(stage, None, f"cannot connect to {self._place}: {_reason(error)}")
 
 
 @functools.cache
@@ -386,15 +311,3 @@ async def _own_name(smtp: aiosmtplib.SMTP) -> str:
 def _tls(smtp: aiosmtplib.SMTP) -> Tls | None:
     endpoint: ssl.SSLObject | None = smtp.get_transport_info("ssl_object")
     return None if endpoint is None else Tls.of(endpoint)
-
-
-def _reply(code: int, message: str) -> Reply:
-    return read_text("\n".join(f"{code} {line}" for line in legible(message).split("\n")))
-
-
-def _reason(error: BaseException) -> str:
-    """The reason alone, without numbers and addresses that the line around it names already."""
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if isinstance(number, int) and number > 0 else str(error)

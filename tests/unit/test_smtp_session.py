@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
+from actors.smtp.check import check
 from actors.smtp.session import Features, Session, SessionError, deadline_s, open_session
 from actors.smtp.transaction import Mode, Stage
+from broker.contract.endpoint import Endpoint
 from broker.contract.relay import Relay
 from tests.fixtures.line_server import SILENCE, SOMETHING, START_TLS, LineServer, hear, line_server
 
@@ -202,6 +204,21 @@ def test_nobody_there_and_no_such_host_are_told_apart() -> None:
     with pytest.raises(SessionError, match=r"cannot resolve nowhere\.invalid: ") as caught:
         run(open_session(Relay.model_validate({"host": "nowhere.invalid"})))
     assert caught.value.blames == "sender"
+
+
+def test_what_to_do_about_it_fits_what_happened() -> None:
+    """A name, another service, a port that waits for TLS, nobody there: each has a hint of its own."""
+    hangs_up, _ = refused()
+    web, _ = refused(b"HTTP/1.1 400 Bad\tRequest\r\n", SILENCE)
+    assert 'tls = "implicit"' in str(hangs_up.hint)
+    assert web.text.endswith(" does not speak SMTP: HTTP/1.1 400 Bad Request")
+    assert "another service" in str(web.hint)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for host, hint, code in (("127.0.0.1", "firewall", "relay_unreachable"), ("x.invalid", "DNS", "relay_unreachable")):
+        found = run(check(Endpoint.from_map(Relay.model_validate({"host": host, "port": port}).to_map())))
+        assert hint in found["error"]["hint"]
+        assert found["error"]["code"] == code
 
 
 STARTTLS: list[Any] = [
