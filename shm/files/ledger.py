@@ -47,6 +47,7 @@ from shm.files.ledger_layout import (
     pack_head,
 )
 from shm.files.ledger_states import (
+    AGAIN,
     ATTEMPTS_MAX,
     STATE_MASK,
     STICKY,
@@ -62,22 +63,11 @@ from shm.files.ledger_states import (
 from shm.files.ledger_words import Rows, RowsLike, Words, count_rows, due_rows, expired_rows, move, next_due, released
 
 __all__ = [
-    "STICKY",
-    "TRANSITIONS",
-    "Counts",
-    "Ledger",
-    "LedgerMismatch",
-    "Policy",
-    "Recovered",
-    "Row",
-    "States",
-    "Writer",
-    "pack_a",
-    "pack_reply",
-    "unpack_a",
-]
+    "STICKY", "TRANSITIONS", "Counts", "Ledger", "LedgerMismatch", "Policy", "Recovered", "Row", "States",
+    "Writer", "pack_a", "pack_reply", "unpack_a",
+]  # fmt: skip
 
-KEPT: Final = ATTEMPTS_MAX << 8 | STICKY  # what a reply leaves of word A
+KEPT: Final = ATTEMPTS_MAX << 8 | STICKY | AGAIN  # what a reply leaves of word A
 _CLAIMED, _SENDING, _SENT, _DEFERRED = map(int, (States.CLAIMED, States.SENDING, States.SENT, States.DEFERRED))
 _TO_SENDING: Final = _SENDING - _CLAIMED
 
@@ -317,6 +307,7 @@ class Ledger:
         times = self.b[row]
         if times < 1 << 32:
             self.b[row] = times | now_s << 32
+        word |= (word & STICKY) >> 1  # AGAIN
         # attempts saturates: a carry would run into the reply code
         self.a[row] = word + (_TO_SENDING if word & 0xFF00 == 0xFF00 else 0x100 + _TO_SENDING)
 
@@ -365,11 +356,11 @@ class Ledger:
         return True
 
     def suppress(self, rows: RowsLike, now_s: int = 0) -> None:
-        """PENDING, CLAIMED, DEFERRED -> SUPPRESSED at `now_s` (0: nobody knows when). The loader too, at snapshot."""
+        """PENDING, CLAIMED, DEFERRED -> SUPPRESSED, UNCERTAIN if sticky, at `now_s` (0: unknown). The loader too."""
         move(self._table, rows, States.SUPPRESSED, frm=(States.PENDING, States.CLAIMED, States.DEFERRED), at_s=now_s)
 
     def cancel(self, rows: RowsLike, now_s: int) -> None:
-        """PENDING, CLAIMED, DEFERRED -> CANCELLED at `now_s`."""
+        """PENDING, CLAIMED, DEFERRED -> CANCELLED at `now_s`; a sticky row UNCERTAIN."""
         move(self._table, rows, States.CANCELLED, frm=(States.PENDING, States.CLAIMED, States.DEFERRED), at_s=now_s)
 
     def fail(self, rows: RowsLike, now_s: int) -> None:

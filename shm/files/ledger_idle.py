@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from shm.files.ledger_states import STICKY, States
+from shm.files.ledger_states import AGAIN, STICKY, States
 from shm.files.ledger_words import HIGH_SHIFT, NO_STATE, STATE, Rows, Words, expired_rows, move, released, rows_in
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int, poi
     again = (a & STICKY == 0) if policy == "resend" else np.zeros(len(a), np.bool_)
     due_now = (b >> HIGH_SHIFT << HIGH_SHIFT) | np.uint64(now_s)  # the time of the first attempt goes on
     words[lost, 1] = np.where(again, due_now, np.uint64(now_s << 32))
+    a |= np.where(a & STICKY, AGAIN, 0).astype(np.uint64)  # CLAIMED on the disk: it may have been attempted again
     words[lost, 0] = (a & NO_STATE) | np.where(again, STICKY | States.DEFERRED, States.UNCERTAIN).astype(np.uint64)
     ledger.settle()
     resent = int(np.count_nonzero(again))
@@ -109,7 +110,7 @@ def recover(ledger: Ledger, *, power_lost: bool, policy: Policy, now_s: int, poi
 
 
 def cancel_idle(ledger: Ledger, now_s: int) -> int:
-    """PENDING, CLAIMED, DEFERRED -> CANCELLED; how many. Recover first: a row being sent is not cancelled."""
+    """PENDING, CLAIMED, DEFERRED -> CANCELLED, UNCERTAIN if sticky; how many. Recover first: SENDING is left."""
     sources = (States.PENDING, States.CLAIMED, States.DEFERRED)
     return _move_durably(ledger, rows_in(ledger.words(), sources), States.CANCELLED, sources, now_s)
 
@@ -157,7 +158,10 @@ def _retryable_rows(words: Words, states: Collection[States], until_s: int | Non
 
 
 def suppress_idle(ledger: Ledger, rows: Rows, now_s: int) -> int:
-    """PENDING, DEFERRED -> SUPPRESSED among `rows`; how many. For what was suppressed while nobody could lease it."""
+    """PENDING, DEFERRED -> SUPPRESSED, UNCERTAIN if sticky, among `rows`; how many.
+
+    For what was suppressed while nobody could lease it.
+    """
     sources = (States.PENDING, States.DEFERRED)
     open_rows = np.intersect1d(rows, rows_in(ledger.words(), sources))
     return _move_durably(ledger, open_rows, States.SUPPRESSED, sources, now_s)

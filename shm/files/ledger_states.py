@@ -1,7 +1,8 @@
 """The states of a recipient, the only ways between them, and how a row packs into two words.
 
 ```
-word A   bits  0-3 state | 4-6 zero | 7 sticky | 8-15 attempts | 16-31 reply code | 32-55 enhanced a.b.c | 56-63 relay
+word A   bits  0-3 state | 4-5 zero | 6 again | 7 sticky | 8-15 attempts
+               16-31 reply code | 32-55 enhanced a.b.c | 56-63 relay
 word B   bits  0-31 next attempt (s) | 32-63 until the row concludes: its first attempt (s); then: when it did (s)
 ```
 
@@ -10,7 +11,8 @@ Invariants:
 - a row changes state only along TRANSITIONS, written by the writer named there;
 - B is stored before A, each as one aligned 8-byte store: A makes a row true, and no reader sees half a word;
 - attempts counts what was handed to a transport: it grows at SENDING, and stays at 255 from there on;
-- sticky means that an earlier attempt may have been accepted; once set it is never cleared.
+- sticky means that an earlier attempt may have been accepted, again that another one followed it: a second copy may
+  exist. Once set they are never cleared. A sticky row that is mailed no more is UNCERTAIN, not SUPPRESSED or CANCELLED.
 
 Values only: nothing here opens a file or reads a clock.
 """
@@ -23,6 +25,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 __all__ = [
+    "AGAIN",
     "ATTEMPTS_MAX",
     "CONCLUDED",
     "STATE_MASK",
@@ -56,6 +59,7 @@ class States(IntEnum):
 
 STATE_MASK: Final = 0x0F
 STICKY: Final = 0x80
+AGAIN: Final = 0x40
 ATTEMPTS_MAX: Final = 0xFF
 CODE_MAX: Final = 0xFFFF
 BYTE_MAX: Final = 0xFF
@@ -119,6 +123,10 @@ TRANSITIONS: Final[frozenset[tuple[States, States, Writer]]] = frozenset(
         (_P, States.CANCELLED, _BROKER),
         (_C, States.CANCELLED, _BROKER),
         (_D, States.CANCELLED, _BROKER),
+        # the same two of a sticky row: it may have been accepted
+        (_C, _U, _HOLDER),
+        (_D, _U, _HOLDER),
+        (_D, _U, _BROKER),
         # given up; CLAIMED: the message cannot be composed, or it is a retry that came too late
         (_D, _F, _HOLDER),
         (_C, _F, _HOLDER),
@@ -197,7 +205,7 @@ class Counts:
 
     by_state             by the number of the state
     attempts             messages handed over, all attempts of all rows
-    resent               rows whose sticky bit is set
+    resent               rows attempted again after an attempt that may have been accepted
     next_attempt_s       earliest next attempt of a DEFERRED row, engine seconds; 0 if there is none
     first_attempt_ns     when the first attempt of all was made, engine time; 0 if there was none
     last_conclusion_ns   when an attempted row concluded last; 0 if none did

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from shm.files.ledger_states import ATTEMPTS_MAX, STATE_MASK, STICKY, Counts, States
+from shm.files.ledger_states import AGAIN, ATTEMPTS_MAX, STATE_MASK, STICKY, Counts, States
 
 __all__ = [
     "Rows",
@@ -38,7 +38,8 @@ LOW: Final = np.uint64(0xFFFF_FFFF)
 HIGH_SHIFT: Final = np.uint64(32)
 STATE: Final = np.uint64(STATE_MASK)
 NO_STATE: Final = ~STATE
-LOW_BYTE: Final = np.uint64(0xFF)  # state, sticky and the bits between, which are zero
+LOW_BYTE: Final = np.uint64(0xFF)  # state, again, sticky and the bits between, which are zero
+NOT_MAILED: Final = (States.SUPPRESSED, States.CANCELLED)
 
 # states whose time in B is the conclusion of an attempt, if there was one
 ATTEMPT_ENDS: Final = (States.SENT, States.BOUNCED, States.FAILED, States.UNCERTAIN)
@@ -82,11 +83,11 @@ def count_rows(words: Words, first_ns: int, last_ns: int) -> Counts:
     """
     a = words[:, 0].copy()
     low = np.bincount((a & LOW_BYTE).view(np.int64), minlength=256).reshape(16, 16)  # bits 4-7 by bits 0-3
-    by_state = tuple((low[0] + low[STICKY >> 4])[: len(States)].tolist())
+    by_state = tuple(low[:: AGAIN >> 4].sum(axis=0)[: len(States)].tolist())
     if sum(by_state) != len(a):
-        row = int(np.flatnonzero((a & np.uint64(0x70) != 0) | (a & STATE >= len(States)))[0])
+        row = int(np.flatnonzero((a & np.uint64(0x30) != 0) | (a & STATE >= len(States)))[0])
         raise ValueError(f"row {row} begins with byte {int(a[row] & LOW_BYTE)}, which is no state")
-    resent = int(low[STICKY >> 4].sum())
+    resent = int(low[AGAIN >> 4].sum() + low[(STICKY | AGAIN) >> 4].sum())
     tried = a.view(np.uint8).reshape(-1, 8)[:, 1]
     attempts = int(tried.sum(dtype=np.int64))
     halves = words.view(np.uint32).reshape(-1, 4)
@@ -108,13 +109,17 @@ def released(a: Words) -> Words:
 
 
 def move(words: Words, rows: RowsLike, to: States, *, frm: Sequence[States], at_s: int | None = None) -> None:
-    """Put `rows` into state `to`. With `at_s` they conclude at that time, else word B is not touched."""
+    """Put `rows` into state `to`. With `at_s` they conclude at that time, else word B is not touched.
+
+    A sticky row that would be SUPPRESSED or CANCELLED becomes UNCERTAIN: an earlier attempt may have been accepted.
+    """
     index = np.asarray(rows, np.intp)
     a = words[index, 0]
     assert bool(_among(a & STATE, frm).all()), f"a row that becomes {to.name} comes from {frm}"
     if at_s is not None:
         words[index, 1] = np.uint64(at_s << 32)
-    words[index, 0] = (a & NO_STATE) | np.uint64(to)
+    ends = np.where(a & STICKY, States.UNCERTAIN, to) if to in NOT_MAILED else to
+    words[index, 0] = (a & NO_STATE) | np.asarray(ends, np.uint64)
 
 
 def _among(states: Words, wanted: Sequence[int]) -> npt.NDArray[np.bool_]:

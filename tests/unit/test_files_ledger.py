@@ -320,8 +320,10 @@ def test_an_uncertain_row_is_sent_once_more_and_not_a_third_time(ledger: Ledger)
     assert ledger.resend(0, 0, None, 1, NOW + 7)
     assert unpack_a(ledger.a[0]) == Row(DEFERRED, 1, True, 0, (0, 0, 0), 1)
     assert times(ledger, 0) == (NOW + 7, NOW)
+    assert ledger.count().resent == 0, "not yet"
     ledger.claim([0])
     ledger.sending(0, NOW + 8)
+    assert ledger.count().resent == 1
     assert not ledger.resend(0, 0, None, 1, NOW + 9)
     assert unpack_a(ledger.a[0]) == Row(UNCERTAIN, 2, True, 0, (0, 0, 0), 1)
     assert times(ledger, 0) == (0, NOW + 9)

@@ -161,6 +161,31 @@ def test_suppressing_takes_who_is_still_to_be_mailed_and_nobody_else(ledger: Led
     assert ledger.summary() == ledger.count()
 
 
+@pytest.mark.parametrize("tried", [False, True])
+def test_who_may_have_got_it_and_is_mailed_no_more_is_uncertain(ledger: Ledger, tried: bool) -> None:
+    """Suppressed or cancelled after a retry was decided: nobody says that they got nothing; resent only if tried."""
+    ledger.recover(False, "hold", NOW)
+    assert ledger.retry({U}, NOW) == Retried(uncertain=2)
+    assert ledger.count().resent == 1, "row 4, which was being sent again when its holder died"
+    if tried:
+        ledger.claim([3])
+        ledger.sending(3, NOW)
+        ledger.conclude(3, D, 451, (4, 7, 1), 0, NOW, NOW + 60)
+    assert suppress_idle(ledger, np.array([0, 3]), NOW + 1) == 2
+    assert ledger.cancel_idle(NOW + 2) == 4
+    assert states(ledger) == [
+        States.SUPPRESSED,
+        States.CANCELLED,
+        States.CANCELLED,
+        U,
+        U,
+        States.CANCELLED,
+        States.SENT,
+    ]
+    assert ledger.count().resent == (2 if tried else 1)
+    assert ledger.count().uncertain == 2
+
+
 def test_give_up_fails_rows_by_their_first_attempt(ledger: Ledger) -> None:
     """DEFERRED rows whose first attempt is give_up_s old are FAILED, whatever their next attempt."""
     ledger.recover(False, "hold", NOW)
