@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from broker.contract.relay import Relay
 from broker.relay_health import Cause, Health, Sight, SteppedMode
+from broker.relay_lately import Lately
 from broker.relay_shares import allowances, capped, next_allowances
 from broker.store.relays import Learnt
 from shm.live.faults import FaultTable
@@ -59,6 +60,7 @@ class Watched:
     target: dict[int, int] = field(default_factory=dict)
     probe: int = 0
     changed: bool = False  # something worth keeping was learnt
+    lately: Lately = field(default_factory=Lately)
     used: dict[int, RelayUse] = field(default_factory=dict)
     allowed: dict[int, int] = field(default_factory=dict)
     published: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -135,6 +137,7 @@ class RelayWatch:
     def forget(self, watched: Watched, now: float) -> None:
         """Begin anew with a relay: it is another server."""
         watched.health, watched.stepped, watched.reason = Health(now), SteppedMode(), None
+        watched.lately = Lately()
         watched.close_count, watched.close_until, watched.changed = 0, 0.0, True
 
     def restore(self, watched: Watched, learnt: Learnt, behind: float) -> None:
@@ -182,6 +185,7 @@ class RelayWatch:
         before, watched.used = watched.used, used
         name = watched.relay.name
         sight = _sight(before, used)
+        watched.lately.look(now, sight)
         for row, use in used.items():
             if (
                 use.stepped

@@ -17,6 +17,7 @@ from broker import relay_check
 from broker.contract.errors import EcmError
 from broker.contract.settings import Relay, Settings
 from broker.relay_health import Cause
+from broker.relay_lately import Said
 from broker.relay_watch import News, RelayWatch, Watched
 from broker.running import Origin
 from broker.store.relays import Learnt
@@ -247,6 +248,10 @@ class Relays:
             )
         hint = "`ctl relay check` shows what it says; sending goes on when it answers"
         return Why("relay_unreachable", watched.reason or "", hint)
+
+    def said(self, index: int) -> Said:
+        """What a relay said to all senders in the last minutes."""
+        return self.watched.relays[index].lately.said(self._now())
 
     def down(self, indexes: Collection[int]) -> str | None:
         """Why none of these relays works, in the words of one; None if one does."""

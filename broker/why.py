@@ -19,6 +19,7 @@ from broker.contract.paths import StateDir
 from broker.contract.settings import Settings
 from broker.contract.timefmt import rfc3339
 from broker.refusals import refusals
+from broker.relay_lately import SPAN_S
 from broker.relays import Relays
 from broker.running import SENDING, Running
 from broker.store import campaigns as store_campaigns
@@ -210,16 +211,19 @@ def _relays(engine: Engine, campaign: Running, account: dict[str, Any]) -> Itera
 
 
 def _complaints(engine: Engine, name: str) -> Iterator[Cause]:
-    """What senders heard from a relay since they started: throttling, blame, a mode it broke."""
+    """What senders heard from a relay in the last minutes: throttling, blame; a mode it broke."""
     index = engine.relays.index(name)
     uses = [engine.tables.relays.use(slot.row, index) for slot in engine.supervisor.slots if slot.kind == "sender"]
-    taken = sum(use.accepted for use in uses)
+    said = engine.relays.said(index)
     for code, told, count, hint in (
-        ("relay_throttles", "asked us to slow down", sum(use.throttled for use in uses), "a lower `rate`, or fewer `connections`, may be faster in the end"),  # noqa: E501
-        ("relay_blames", "blamed us", sum(use.blamed for use in uses), "it is about credentials, reputation or quota: ask its operator"),  # noqa: E501
+        ("relay_throttles", "asked us to slow down", said.throttled, "a lower `rate`, or fewer `connections`, may be faster in the end"),  # noqa: E501
+        ("relay_blames", "blamed us", said.blamed, "it is about credentials, reputation or quota: ask its operator"),
     ):  # fmt: skip
-        if count > THROTTLED_SHARE * (taken + count):
-            yield cause(code, f"relay `{name}` {told} {count:,} times, and took {taken:,} messages", hint)
+        if count > THROTTLED_SHARE * (said.accepted + count):
+            times = "once" if count == 1 else f"{count:,} times"
+            message = f"relay `{name}` {told} {times} in the last {SPAN_S / 60:.0f} minutes"
+            took = "1 message" if said.accepted == 1 else f"{said.accepted:,} messages"
+            yield cause(code, f"{message}, and took {took}", hint)
     stepped = [_MODES[use.stepped] for use in uses if use.stepped in _MODES]
     if stepped:
         message = f"relay `{name}` broke a faster way of sending: {stepped[0]} for a while"

@@ -313,3 +313,17 @@ def scene_states() -> dict[int, str]:
     from broker.relays import STATES
 
     return {int(state): word for state, word in STATES.items() if state in RelayState}
+
+
+def test_a_relay_is_blamed_for_what_it_said_lately_and_another_server_for_nothing(arena: Arena) -> None:
+    """Minutes later, or at another host, the counts that senders keep on adding up do not speak against it."""
+    scene = Scene(arena, main=20)
+    scene.says(1, connections=1, accepted=40, blamed=4)
+    scene.look()
+    assert scene.relays.said(0) == (40, 4, 0)
+    scene.says(1, accepted=50)
+    scene.look(200)
+    assert scene.relays.said(0) == (10, 0, 0)
+    other = {"main": {"host": "other.example", "tls": "none", "connections": 20}}
+    scene.relays.apply(Settings.model_validate({"relay": other}))
+    assert scene.relays.said(0) == (0, 0, 0)
