@@ -108,13 +108,15 @@ def _broken(relay: Endpoint, stage: Stage, error: Exception, *, connected: bool)
     if isinstance(error, socket.gaierror):
         text = f"cannot resolve {relay.host}: {error.strerror}"
         return SessionError(stage, None, text, blames="sender", hint=_NAMES)
-    connected = connected or isinstance(error, aiosmtplib.SMTPServerDisconnected)
+    connected = connected or isinstance(error, (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPConnectTimeoutError))
+    ungreeted = stage is Stage.CONNECT and connected
+    doing = "greeting" if ungreeted else _DOING[stage]
     # Who is there and does not greet may be waiting for us to begin TLS.
-    ungreeted = _BEGINS_WITH_TLS if stage is Stage.CONNECT and connected and relay.tls != "implicit" else None
+    advice = _BEGINS_WITH_TLS if ungreeted and relay.tls != "implicit" else None
     if isinstance(error, TimeoutError):
-        return SessionError(stage, None, f"no answer from {at} in time ({_DOING[stage]})", hint=ungreeted)
+        return SessionError(stage, None, f"no answer from {at} in time ({doing})", hint=advice)
     if connected:
-        return SessionError(stage, None, f"{at} closed the connection ({_DOING[stage]})", hint=ungreeted)
+        return SessionError(stage, None, f"{at} closed the connection ({doing})", hint=advice)
     return SessionError(stage, None, f"cannot connect to {at}: {reason_of(error)}")
 
 

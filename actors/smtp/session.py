@@ -228,6 +228,8 @@ class _Opener:
     async def _connect(self, smtp: aiosmtplib.SMTP) -> str:
         loop = asyncio.get_running_loop()
         connect_s, greeting_s = deadline_s(self._relay, Stage.CONNECT), self._relay.timeouts_s["greeting"]
+        # aiosmtplib gives so much to its handshake, and as much again to the greeting; the watch cuts the former short.
+        within_s = max(connect_s, greeting_s) if self._relay.tls == "implicit" else greeting_s
         with explained(self._relay, Stage.CONNECT, smtp):
             async with asyncio.timeout(connect_s + greeting_s) as limit:
 
@@ -239,7 +241,7 @@ class _Opener:
                 try:
                     endpoint = await dial(self._relay.host, self._relay.port, self._relay.source_address)
                     try:
-                        greeting = await smtp.connect(sock=endpoint, timeout=connect_s + greeting_s)
+                        greeting = await smtp.connect(sock=endpoint, timeout=within_s)
                     finally:
                         if smtp.transport is None:
                             endpoint.close()

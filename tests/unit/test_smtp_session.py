@@ -112,7 +112,7 @@ def test_without_a_name_we_are_called_by_our_address_or_full_name() -> None:
     [
         ([b"554 5.7.1 not you\r\n"], Stage.CONNECT, 554, "refused the connection: 554 5.7.1 not you"),
         ([b"421 busy\r\n"], Stage.CONNECT, 421, "refused the connection: 421 busy"),
-        ([], Stage.CONNECT, None, "closed the connection (connection)"),
+        ([], Stage.CONNECT, None, "closed the connection (greeting)"),
         ([b"HTTP/1.1 400 Bad\r\n", SILENCE], Stage.CONNECT, None, "does not speak SMTP"),
         ([GREET, hear(b"EHLO")], Stage.EHLO, None, "closed the connection (EHLO)"),
         ([GREET, hear(b"EHLO"), b"421 4.3.2 no\r\n"], Stage.EHLO, 421, "refused the EHLO: 421 4.3.2 no"),
@@ -208,6 +208,12 @@ def test_nobody_there_and_no_such_host_are_told_apart() -> None:
 
 def test_what_to_do_about_it_fits_what_happened() -> None:
     """A name, another service, a port that waits for TLS, nobody there: each has a hint of its own."""
+    times = {"connect": 5.0, "greeting": 0.1, "command": 5.0, "body": 5.0, "idle": 5.0}
+    began = time.monotonic()
+    waits, _ = refused(SILENCE, timeouts_s=times)
+    assert time.monotonic() - began < 3  # what connecting did not need is not the greeting's
+    assert waits.text.endswith(" in time (greeting)")
+    assert 'tls = "implicit"' in str(waits.hint)
     hangs_up, _ = refused()
     web, _ = refused(b"HTTP/1.1 400 Bad\tRequest\r\n", SILENCE)
     assert 'tls = "implicit"' in str(hangs_up.hint)
