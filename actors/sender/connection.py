@@ -29,7 +29,7 @@ from actors.smtp.data import DataExchange
 from actors.smtp.outcome import Outcome
 from actors.smtp.rules import About
 from actors.smtp.session import Session
-from actors.smtp.transaction import Concluded, Mode, Stage, Transactions
+from actors.smtp.transaction import Concluded, Event, Mode, Stage, Transactions
 
 if TYPE_CHECKING:
     from actors.sender.lease import Lease
@@ -43,6 +43,8 @@ SECOND_NS: Final = 1_000_000_000
 FAREWELL_NS: Final = 2 * SECOND_NS  # how long a relay may take to say 221, whatever its deadlines
 
 # Refusals that are about one recipient; they say nothing of what the relay can carry.
+_OF_A_MESSAGE: Final = frozenset({Stage.RCPT, Stage.DATA, Stage.BODY})  # MAIL had been answered
+_ENDS: Final = frozenset(Event) - {Event.OK, Event.TRANSIENT, Event.PERMANENT, Event.BAD_SEQUENCE}
 _PERSONAL: Final = frozenset({About.RECIPIENT, About.MAILBOX_FULL, About.GREYLISTING})
 _monotonic_ns = time.monotonic_ns
 
@@ -69,6 +71,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_at_ns",
+        "_ended_at",
         "_heard_ns",
         "_own_window",
         "_patience_ns",
@@ -122,6 +125,7 @@ class Connection(asyncio.Protocol):
         self.ended = False
         self.waiting = False
         self.replied = self.closed_after = 0
+        self._ended_at: Stage | None = None  # stage of the message at which the connection broke
         self.dismissed = False
         self._patience_ns = UNLIMITED
         self.used_ns = self.opened_ns = self._heard_ns = _monotonic_ns()  # heard: when the last whole reply had come
@@ -160,8 +164,10 @@ class Connection(asyncio.Protocol):
                 self._own_window = min(2 * self._own_window, self.pool.window)
             self.transactions.window = min(self.pool.window, self._own_window)
 
-    def falter(self, outcome: Outcome) -> None:
+    def falter(self, outcome: Outcome, concluded: Concluded) -> None:
         """A message was not accepted: unless that is about its recipient, begin with a small window again."""
+        if concluded.event in _ENDS and self._ended_at is None:
+            self._ended_at = concluded.stage
         if outcome.blame not in _PERSONAL:
             self._taken = 0
             self._own_window = self.transactions.window = 1
@@ -195,8 +201,13 @@ class Connection(asyncio.Protocol):
 
     @property
     def made_no_progress(self) -> bool:
-        """Whether it ended before the relay had judged one message, and not because we let it go."""
-        return not self.replied and not self.dismissed
+        """Whether it ended before the relay had judged one message, and not over a message nor because we let it go."""
+        return not self.replied and not self.dismissed and self._ended_at not in _OF_A_MESSAGE
+
+    @property
+    def _carried(self) -> int:
+        """Messages after which the relay has had enough; 0 if it was one of them that ended it."""
+        return 0 if self._ended_at in _OF_A_MESSAGE else self.replied
 
     def leave(self) -> None:
         """Say QUIT if nothing is in flight and the relay still listens; the transport closes when it has answered."""
@@ -216,7 +227,7 @@ class Connection(asyncio.Protocol):
             return
         self.ended = True
         if self.transactions.closing and not self.dismissed:
-            self.closed_after = self.replied  # the relay had said goodbye
+            self.closed_after = self._carried  # the relay had said goodbye
         self._conclude_rest(why)
         self._transport.abort()
 
@@ -267,7 +278,7 @@ class Connection(asyncio.Protocol):
             return
         self.ended = True
         self._conclude_rest("lost")
-        self.closed_after = 0 if self.dismissed else self.replied
+        self.closed_after = 0 if self.dismissed else self._carried
         if out:
             self._transport.write(out)
         self._transport.close()
@@ -287,7 +298,7 @@ class Connection(asyncio.Protocol):
         self._conclude_rest("lost")
         if not self.ended:
             self.ended = True
-            self.closed_after = self.replied
+            self.closed_after = self._carried
         self.pool.lost(self, "" if exc is None else str(exc))
 
     def pause_writing(self) -> None:

@@ -243,7 +243,7 @@ class Walk:
                 behind = stage is _MAIL and event in _UNHEARD and (connection.replied or item is not concluded[0])
                 outcome = record.troubled(lease, row, item, lease.places[index], now_s, behind=bool(behind))
                 pool.heard(outcome, item)
-                connection.falter(outcome)
+                connection.falter(outcome, item)
                 if reply is not None:
                     if event in _JUDGED:
                         connection.turned_down()

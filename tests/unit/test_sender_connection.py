@@ -13,7 +13,7 @@ from actors.smtp.outcome import Connection as Action
 from actors.smtp.outcome import Outcome
 from actors.smtp.rules import About
 from actors.smtp.session import Features
-from actors.smtp.transaction import Mode, Stage
+from actors.smtp.transaction import Concluded, Event, Mode, Stage
 from shm.files.ledger import States
 
 
@@ -57,7 +57,7 @@ def test_trouble_that_is_not_about_one_recipient_begins_anew(blame: About) -> No
     one = connection()
     one.accepted(1)
     one.accepted(2)
-    one.falter(refused(blame))
+    one.falter(refused(blame), Concluded(1, Stage.RCPT, None, Event.PERMANENT))
     personal = blame in (About.RECIPIENT, About.MAILBOX_FULL, About.GREYLISTING)
     assert one.transactions.window == (4 if personal else 1)
 
@@ -143,3 +143,16 @@ def walked(one: Connection) -> list[bytes]:
     one._at_ns = cast("Any", int)
     one._walk = cast("Any", SimpleNamespace(refill=lambda _one, out, _now_s: written.append(out)))
     return written
+
+
+@pytest.mark.parametrize(("stage", "judged"), [(Stage.MAIL, 2), (Stage.RCPT, 0), (Stage.BODY, 0)])
+def test_a_message_that_kills_its_connection_tells_nothing_of_the_relay(stage: Stage, judged: int) -> None:
+    """Only a relay that closes between two messages has had enough of the connection."""
+    one = connection()
+    one.accepted(1)
+    one.accepted(1)
+    one.falter(refused(About.OTHER), Concluded(3, stage, None, Event.LOST_BEFORE))
+    assert one._carried == judged
+    fresh = connection()
+    fresh.falter(refused(About.OTHER), Concluded(1, stage, None, Event.LOST_BEFORE))
+    assert fresh.made_no_progress == (stage is Stage.MAIL)
