@@ -63,9 +63,16 @@ def _eta(counts: Counts, per_second: float, campaign: Running) -> float | None:
     return round(left / min(per_second, campaign.sustained or per_second), 1)
 
 
+def _seconds(first_ns: int, last_ns: int, rests: Iterable[tuple[float, float]]) -> float | None:
+    """From the first attempt to the last conclusion, without the times between an end and a retry."""
+    if not first_ns or last_ns < first_ns:
+        return None
+    rested_s = sum(retried - finished for finished, retried in rests if retried * 1e9 <= last_ns)
+    return round(max((last_ns - first_ns) / 1e9 - rested_s, 0.0), 3)
+
+
 def account_of(campaign: Running, counts: Counts, per_second: float, limit: dict[str, Any] | None) -> dict[str, Any]:
     """The campaign object of a campaign under way."""
-    first, last = counts.first_attempt_ns, counts.last_conclusion_ns
     facts = campaign.facts
     return {
         "id": campaign.id,
@@ -84,7 +91,7 @@ def account_of(campaign: Running, counts: Counts, per_second: float, limit: dict
         "resent": counts.resent,
         "per_second": per_second,
         "eta_s": _eta(counts, per_second, campaign),
-        "seconds": round((last - first) / 1e9, 3) if first and last >= first else None,
+        "seconds": _seconds(counts.first_attempt_ns, counts.last_conclusion_ns, facts.get("rests") or ()),
         "next_attempt": rfc3339(counts.next_attempt_s) if counts.deferred and counts.next_attempt_s else None,
         "limit": limit,
         "progress": None,

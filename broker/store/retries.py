@@ -1,7 +1,8 @@
 """The operator's retry as the store keeps it, so that one which is cut short is done to its end at the next start.
 
 What is to be tried again stands beside the campaign's counts, in the same transaction that makes a finished campaign
-running: {"states": ["failed", ...], "until_s": engine second}. It is erased once every ledger says so.
+running: {"states": ["failed", ...], "until_s": engine second}. It is erased once every ledger says so. What stays are
+"rests": [[finished, retried], ...] in engine seconds, times in which the campaign was not under way.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def begin(store: Store, campaign: int, states: Sequence[str], until_s: int) -> N
     """
     with store.begin() as connection:
         row = connection.execute(
-            select(campaigns.c.state, campaigns.c.counts).where(campaigns.c.id == campaign)
+            select(campaigns.c.state, campaigns.c.counts, campaigns.c.finished).where(campaigns.c.id == campaign)
         ).one_or_none()
         if row is None:
             raise EcmError("unknown_campaign", f"no campaign has this id: {campaign}")
@@ -53,6 +54,8 @@ def begin(store: Store, campaign: int, states: Sequence[str], until_s: int) -> N
             raise EcmError("wrong_state", f"cannot retry: it is {row.state}", field="campaign")
         counts = unpack(row.counts) if row.counts is not None else {}
         counts[_KEY] = {"states": list(states), "until_s": until_s}
+        if row.state == "finished":
+            counts["rests"] = [*counts.get("rests", ()), [row.finished, max(until_s, row.finished)]]
         values: dict[str, Any] = {"counts": pack(counts)}
         if row.state == "finished":
             values |= {"state": "running", "reason": None, "finished": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,20 @@ def test_a_rate_looks_back_five_seconds() -> None:
     assert rate_of(samples, 15.0, 600) == 100.0
     assert rate_of(samples, 100.0, 600) == 0.0
     assert rate_of([], 1.0, 5) == 0.0
+
+
+def test_the_time_between_an_end_and_a_retry_does_not_count() -> None:
+    """Ten seconds of sending, an hour of nothing, five seconds of the retry: fifteen; before anything new, ten."""
+    campaign = campaign_of(1, {1: counts(sent=3)})
+    campaign.facts["rests"] = [[1010.0, 4610.0]]
+    first_ns, second_ns = 1000 * 10**9, 10**9
+
+    def seconds(last_s: int) -> float:
+        settled = replace(campaign.settled, first_attempt_ns=first_ns, last_conclusion_ns=last_s * second_ns)
+        return float(account_of(campaign, settled, 0.0, None)["seconds"])
+
+    assert seconds(1010) == 10.0
+    assert seconds(4615) == 15.0
 
 
 def test_a_campaign_under_way_tells_what_is_known_and_leaves_out_no_key() -> None:
