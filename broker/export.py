@@ -9,7 +9,7 @@ A row is a recipient of the audience, in the order of its source; duplicates are
 email, line      the address, and the line of the source it came from
 state            pending, in_flight, deferred, sent, bounced, failed, suppressed, cancelled, uncertain
 attempts         messages handed to a relay
-code, enhanced   the last reply: 550, "5.1.1"; reply: its text, where it was a refusal
+code, enhanced   the last reply: 550, "5.1.1"; reply: its text, where it was a refusal, or why there was none
 first_attempt    until the recipient concludes; finished: from then on; next_attempt: of a deferred one (RFC 3339, UTC)
 """
 
@@ -44,6 +44,11 @@ FIELDS: Final = (
 WORDS: Final = {
     state: "in_flight" if state in {States.CLAIMED, States.SENDING} else state.name.lower() for state in States
 }
+_BEFORE: Final = (
+    "no reply: the connection was lost, or the relay fell silent or spoke no SMTP, before it had the message"
+)
+_AFTER: Final = "no reply: the connection was lost, or the relay fell silent, after the message was handed over"
+UNANSWERED: Final = {States.DEFERRED: _BEFORE, States.FAILED: _BEFORE, States.UNCERTAIN: _AFTER}
 _time = lru_cache(4096)(rfc3339)  # recipients of a shard conclude within few seconds
 
 Outcome = tuple[str | int | None, ...]  # in the order of FIELDS
@@ -86,7 +91,7 @@ def _outcome(a: int, b: int, email: str, reply: str | None, fields: dict[str, An
         attempts,
         code,
         enhanced,
-        reply if state is not States.SENT else None,
+        None if state is States.SENT else reply or (UNANSWERED.get(state) if attempts and not code else None),
         None if concluded else late,
         late if concluded else None,
         _time(b & 0xFFFF_FFFF or None) if state is States.DEFERRED else None,

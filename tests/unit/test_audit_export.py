@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from broker.export import FIELDS, main
-from shm.files.ledger import States
+from shm.files.ledger import States, pack_a
 from tests.fixtures.campaign_files import NOW, CampaignFiles, campaign_files
 
 __all__ = ["campaign_files"]
@@ -69,6 +69,18 @@ def test_an_outcome_says_state_reply_and_times(campaign_files: CampaignFiles) ->
     }
     assert (rows[2]["state"], rows[2]["reply"], rows[2]["finished"]) == ("bounced", TEXT, "2023-11-14T22:13:22.000Z")
     assert (rows[3]["state"], rows[3]["attempts"], rows[3]["code"], rows[3]["reply"]) == ("in_flight", 0, None, None)
+
+
+def test_who_got_no_reply_is_told_why(campaign_files: CampaignFiles) -> None:
+    """Before the message was whole, or after it: without a code and a text there is a reason all the same."""
+    ledger = campaign_files.ledger(1)
+    for row, state in enumerate((States.FAILED, States.UNCERTAIN)):
+        ledger.a[row] = pack_a(state, attempts=1)
+    ledger.close()
+    rows = [json.loads(line) for line in export(campaign_files, "--ndjson").splitlines()]
+    assert str(rows[0]["reply"]).endswith("before it had the message")
+    assert str(rows[1]["reply"]).endswith("after the message was handed over")
+    assert rows[2]["reply"] is None
 
 
 def test_csv_and_ndjson_say_the_same(campaign_files: CampaignFiles) -> None:
