@@ -256,7 +256,7 @@ class Campaigns:
     async def _cancel_unlaunched(self, number: int) -> None:
         state = await self.state(number)
         if state not in ("draft", "preparing"):
-            raise _wrong_state("cancel", "a campaign that has not ended", state)
+            raise EcmError("wrong_state", f"cannot cancel: it is {state or 'unknown'} already", field="campaign")
         await self.set_state(number, "cancelled", None, finished=self._now())
 
     async def _stop_leases(self, campaign: Running, action: int) -> None:

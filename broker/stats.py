@@ -30,7 +30,7 @@ def health(engine: "Engine") -> tuple[str, list[str]]:
     reasons += [f"relay {view.name} is {view.state}: {view.reason}" for view in engine.relays.views() if view.reason]
     for campaign in engine.campaigns.running.values():
         if campaign.state == "waiting" and campaign.reason:
-            reasons.append(f"campaign {campaign.id} waits: {campaign.reason['message']}")
+            reasons.append(f"campaign {campaign.name} waits: {campaign.reason['message']}")
     return ("degraded", reasons) if reasons else ("ok", [])
 
 

@@ -155,7 +155,7 @@ async def _said(engine: Engine, campaign: Running) -> str:
     found = await refusals(engine, campaign)
     if not found:
         return ""
-    return ". Most said: " + "; ".join(f"{count:,} times `{text}`" for text, count in found[:REPLIES_SHOWN])
+    return ". Most said: " + "; ".join(f"{_times(count)} `{text}`" for text, count in found[:REPLIES_SHOWN])
 
 
 def _no_sender(engine: Engine) -> Iterator[Cause]:
@@ -204,7 +204,9 @@ def _relays(engine: Engine, campaign: Running, account: dict[str, Any]) -> Itera
         if view.name not in _names(engine, campaign):
             continue
         if view.state != "up" and view.reason != said:
-            words = f": {view.reason}" if view.reason else ""
+            own = f"relay `{view.name}`"
+            reason = (view.reason or "").removeprefix(own).removeprefix(f" ({_place(engine, view.name)})")
+            words = f": {reason.removeprefix(':').strip()}" if reason else ""
             hint = f"`ctl relay check {view.name}` shows what it says"
             yield cause(f"relay_{view.state}", f"relay `{view.name}` is {view.state}{words}", hint)
         yield from _complaints(engine, view.name)
@@ -220,8 +222,7 @@ def _complaints(engine: Engine, name: str) -> Iterator[Cause]:
         ("relay_blames", "blamed us", said.blamed, "it is about credentials, reputation or quota: ask its operator"),
     ):  # fmt: skip
         if count > THROTTLED_SHARE * (said.accepted + count):
-            times = "once" if count == 1 else f"{count:,} times"
-            message = f"relay `{name}` {told} {times} in the last {SPAN_S / 60:.0f} minutes"
+            message = f"relay `{name}` {told} {_times(count)} in the last {SPAN_S / 60:.0f} minutes"
             took = "1 message" if said.accepted == 1 else f"{said.accepted:,} messages"
             yield cause(code, f"{message}, and took {took}", hint)
     stepped = [_MODES[use.stepped] for use in uses if use.stepped in _MODES]
@@ -245,6 +246,15 @@ def _breaker(engine: Engine, campaign: Running) -> Iterator[Cause]:
 
 def _names(engine: Engine, campaign: Running) -> set[str]:
     return {engine.relays.names[index] for index, _ in campaign.relays}
+
+
+def _place(engine: Engine, name: str) -> str:
+    relay = engine.settings.relays.get(name)
+    return f"{relay.host}:{relay.port}" if relay else ""
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
 
 
 def _people(number: int) -> str:

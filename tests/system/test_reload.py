@@ -65,6 +65,7 @@ def test_what_a_waiting_campaign_says_follows_what_it_waits_for(
     assert BLAME in blamed["message"]
     counted = engine.until(campaign, lambda now: now["reason"]["hint"] != blamed["hint"])["reason"]
     assert {**counted, "hint": None} == {**blamed, "hint": None}, "only the time left is another one"
+    assert f"campaign news waits: {blamed['message']}" in engine.ask("engine.status")["reasons"]
     lines = engine.ctl("stats").ok().stdout.splitlines()
     assert f"relay default is tripped: {blamed['message']}" in lines
     assert "campaign news is waiting: as that relay says" in lines
