@@ -29,6 +29,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from shm.files.ledger import TRANSITIONS, Ledger, States, Writer, unpack_a
 from shm.files.ledger_idle import suppress_idle
+from shm.files.ledger_states import AGAIN
 
 INSTANCE = "ab" * 16
 BOOT = "3f0c9a52-6a5b-4a3e-9d6e-0c4f6f1f2a3b"
@@ -51,6 +52,7 @@ class Model:
     sticky: bool = False
     next: int = 0
     time: int = 0
+    again: bool = False  # attempted after an attempt that may have been accepted
 
     def released(self) -> Model:
         return replace(self, state=D if self.attempts or self.sticky else P)
@@ -58,9 +60,13 @@ class Model:
     def concluded(self, state: States, now: int) -> Model:
         return replace(self, state=state, next=0, time=now)
 
+    def silenced(self, state: States, now: int) -> Model:
+        """Suppressed or cancelled; of a sticky row it stays unknown whether it has the message."""
+        return self.concluded(U if self.sticky else state, now)
+
     def lost(self, policy: str, now: int) -> Model:
         if policy == "hold" or self.sticky:
-            return self.concluded(U, now)
+            return replace(self.concluded(U, now), again=self.sticky)
         return replace(self, state=D, sticky=True, next=now)
 
     def recovered(self, *, power_lost: bool, policy: str, now: int) -> Model:
@@ -90,7 +96,7 @@ class DiskLedger(Ledger):
 
 def read_row(ledger: Ledger, row: int) -> Model:
     a, b = unpack_a(ledger.a[row]), ledger.b[row]
-    return Model(a.state, a.attempts, a.sticky, b & 0xFFFF_FFFF, b >> 32)
+    return Model(a.state, a.attempts, a.sticky, b & 0xFFFF_FFFF, b >> 32, bool(ledger.a[row] & AGAIN))
 
 
 def allowed(before: Model, after: Model, writer: Writer) -> bool:
@@ -202,7 +208,8 @@ class Shard(RuleBasedStateMachine):
         for row in sorted(self.ready.intersection(rows)):
             self.ledger.sending(row, self.now)
             before = self.model[row]
-            after = replace(before, state=S, attempts=before.attempts + 1, time=before.time or self.now)
+            counted = replace(before, attempts=before.attempts + 1, again=before.again or before.sticky)
+            after = replace(counted, state=S, time=before.time or self.now)
             self.become(Writer.HOLDER, {row: after})
             self.maybe_accepted.add(row)
             self.copies[row] += 1
@@ -247,7 +254,7 @@ class Shard(RuleBasedStateMachine):
         open_rows = self.among(rows[:2], P, C, D)
         change = self.ledger.suppress if to is States.SUPPRESSED else self.ledger.cancel
         change(open_rows, self.now)
-        self.become(Writer.HOLDER, self.each(open_rows, lambda row: row.concluded(to, self.now)))
+        self.become(Writer.HOLDER, self.each(open_rows, lambda row: row.silenced(to, self.now)))
 
     @precondition(lambda self: self.leased)
     @rule()
@@ -308,7 +315,7 @@ class Shard(RuleBasedStateMachine):
         now = self.now
         if change == "cancel":
             rows = self.among(TRACKED, P, D)
-            return rows, lambda: self.ledger.cancel_idle(now), lambda row: row.concluded(States.CANCELLED, now)
+            return rows, lambda: self.ledger.cancel_idle(now), lambda row: row.silenced(States.CANCELLED, now)
         if change == "give_up":
             rows = [row for row in self.among(TRACKED, D) if 0 < self.model[row].time <= now - GIVE_UP_S]
             return rows, lambda: self.ledger.give_up(now, GIVE_UP_S), lambda row: row.concluded(F, now)
@@ -318,7 +325,7 @@ class Shard(RuleBasedStateMachine):
             return (
                 rows,
                 lambda: suppress_idle(self.ledger, named, now),
-                lambda row: row.concluded(States.SUPPRESSED, now),
+                lambda row: row.silenced(States.SUPPRESSED, now),
             )
         # one that a crash cut short is done anew, for those whom it meant: who had concluded when it was decided
         until = now - 300 if change == "retry_anew" else None
@@ -380,7 +387,7 @@ class Shard(RuleBasedStateMachine):
         assert counts.by_state == tuple(expected)
         assert counts.audience == len(TRACKED)
         assert counts.attempts == sum(row.attempts for row in self.model.values())
-        assert counts.resent == sum(row.sticky for row in self.model.values())
+        assert counts.resent == sum(row.again for row in self.model.values())
         assert counts.next_attempt_s == min((row.next for row in self.model.values() if row.state is D), default=0)
         assert self.ledger.summary() in {None, counts}
 
