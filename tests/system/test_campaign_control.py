@@ -105,12 +105,12 @@ def test_a_campaign_cancelled_while_it_is_prepared_mails_nobody_more(house: Hous
 def test_two_campaigns_progress_side_by_side(house: House) -> None:
     """Of two campaigns of one weight neither waits for the other."""
     engine, relay = house
-    first, second = engine.send("left", 2000), engine.send("right", 2000)
+    first, second = engine.send("left", 20_000), engine.send("right", 20_000)
     with watching(engine, first), watching(engine, second):
-        engine.until(first, lambda now: now["sent"] > 1000)
-        assert engine.account(second)["sent"] > 400
+        engine.until(first, lambda now: now["sent"] > 10_000)
+        assert engine.account(second)["sent"] > 2000
         accounts = engine.finished(first), engine.finished(second)
-    assert [account["sent"] for account in accounts] == [2000, 2000]
+    assert [account["sent"] for account in accounts] == [20_000, 20_000]
     assert set(arrivals(relay, "left").values()) == set(arrivals(relay, "right").values()) == {1}
 
 

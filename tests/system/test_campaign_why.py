@@ -77,7 +77,7 @@ def test_what_holds_nobody_back_is_said_too_and_who_is_first(sink: StartSink, in
     engine.start()
     recipients = [f"defer+{number}@busy.example.org" for number in range(8)]
     recipients += [f"rcpt-451-4.7.1+{number}@busy.example.org" for number in range(3)]
-    recipients += [f"reader+{number}@busy.example.org" for number in range(3000)]
+    recipients += [f"reader+{number}@busy.example.org" for number in range(30_000)]
     campaign = engine.send("busy", recipients)
     engine.until(campaign, lambda now: now["deferred"] == 11)
     causes = until(

@@ -171,7 +171,7 @@ def test_a_real_postfix_takes_a_campaign_over_tls_and_login(postfix: RunningPost
     assert "nobody" in told["bounce@example.com"]["reply"]
     assert told["defer@example.com"]["code"] == 450
     assert told["defer@example.com"]["attempts"] >= 2
-    assert engine.ask("engine.stats")["relays"][0]["mode"] == "pipelining"
+    assert engine.ask("engine.stats")["relays"][0]["mode"] == "bdat"
     engine.stop()
 
 

@@ -187,4 +187,4 @@ def test_real_processes_are_measured_for_less_than_a_hundredth_of_a_core(childre
     assert data["resources"]["fds"]["used"] == sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
     for pid in pids:
         rss = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-        assert data["actors"][pid]["rss"] == rss
+        assert abs(data["actors"][pid]["rss"] - rss) <= 64 * PAGE  # it may still be growing
