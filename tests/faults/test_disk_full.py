@@ -108,7 +108,8 @@ def test_a_breaker_trips_whatever_the_disk_takes(
     engine = on_disk(instance(relay), disk)
     engine.start()
     people = [f"{who}+{number}@news.example.org" for number in range(1000) for who in ("anna", "bounce")]
-    campaign = engine.send("news", people, keys="breaker = { bounced = 0.1, after = 300 }")
+    rate = "per_second = 500\nburst = 1"  # slower than the breaker, which looks four times a second
+    campaign = engine.send("news", people, keys="breaker = { bounced = 0.1, after = 300 }", rate=rate)
     engine.until(campaign, lambda now: now["sent"] > 10)
     disk.fill(leave=0)
     paused = engine.until(campaign, lambda now: now["state"] == "paused" or now["attempts"] > 600)
