@@ -3,17 +3,15 @@
     python -m actors.smtp.pages docs/smtp.md            rewrites them
     python -m actors.smtp.pages docs/smtp.md --check    exit 1 if they are stale
 
-A table stands between `<!-- NAME: generated -->` and `<!-- NAME: end -->`; everything else on the page is a person's.
+How a table stands on its page: `actors/page_tables.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from actors import page_tables
 from actors.smtp.events import Concluded, Event, Mode, Stage
 from actors.smtp.outcome import CONCLUDES, Connection, decide
 from actors.smtp.reply import Reply
@@ -122,31 +120,12 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def fill(page: str) -> str:
     """The page with its tables as the code would have them. Raises ValueError if one has no place on it."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not pattern.search(page):
-            raise ValueError(f"the page has no place for `{name}`: {begin} ... {end}")
-        text = f"{begin}\n{table()}\n{end}"
-        page = pattern.sub(lambda _, text=text: text, page)  # type: ignore[misc]
-    return page
+    return page_tables.fill(page, TABLES)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Rewrite or check a page; returns the exit status."""
-    options = argparse.ArgumentParser(description="Fill the tables of docs/smtp.md from the code")
-    options.add_argument("page", type=Path)
-    options.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is stale")
-    arguments = options.parse_args(argv)
-    page = arguments.page.read_text()
-    filled = fill(page)
-    if filled == page:
-        return 0
-    if arguments.check:
-        sys.stderr.write(f"{arguments.page}: a table is stale; run: python -m actors.smtp.pages {arguments.page}\n")
-        return 1
-    arguments.page.write_text(filled)
-    return 0
+    return page_tables.main(argv, TABLES, "actors.smtp.pages")
 
 
 if __name__ == "__main__":
