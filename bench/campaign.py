@@ -12,12 +12,11 @@ beside that of smtp-source.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 from email.message import EmailMessage
 
-from bench.figures import Rounds, aim
+from bench.figures import Rounds, aim, options_of
 from bench.ours import Campaign, engine, relay
 from bench.peers import need, place, smtp_sink, source
 
@@ -60,12 +59,7 @@ def python_loop(port: int, campaign: Campaign, connections: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=200_000)
-    parser.add_argument("--bytes", type=int, default=4096, help="size of a whole message")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=20)
-    options = parser.parse_args()
+    options = options_of(__doc__, 200_000).parse_args()
     need("smtp-sink", "smtp-source")
     rates, cpu = Rounds("messages a second"), Rounds("CPU, us a message")
     with (

@@ -6,13 +6,24 @@ A ratio is taken within a round, so that a machine that slows down slows both si
 
 from __future__ import annotations
 
+import argparse
 import re
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["AIM", "Rounds", "aim"]
+__all__ = ["AIM", "Rounds", "aim", "options_of"]
 
 AIM = re.compile(r".+: aim .+, measured .+: (reached|missed)")
+
+
+def options_of(doc: str | None, messages: int) -> argparse.ArgumentParser:
+    """The options that benchmarks of campaigns share.  `doc`: their page; `messages`: how many unless told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=int, default=messages)
+    parser.add_argument("--bytes", type=int, default=4096, help="size of a whole message")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=20)
+    return parser
 
 
 class Rounds:

@@ -8,13 +8,12 @@ that npm reaches, one line says so and nothing is measured.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
 from pathlib import Path
 
-from bench.figures import Rounds
+from bench.figures import Rounds, options_of
 from bench.ours import Campaign, engine, relay
 from bench.peers import PACKAGES, need, place, smtp_sink
 
@@ -57,12 +56,7 @@ def pool(directory: Path, port: int, campaign: Campaign, messages: int, connecti
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=40_000)
-    parser.add_argument("--bytes", type=int, default=4096, help="size of a whole message")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=20)
-    options = parser.parse_args()
+    options = options_of(__doc__, 40_000).parse_args()
     need("smtp-sink")
     rates = Rounds("messages a second")
     with place() as directory:

@@ -9,9 +9,7 @@ windows help it or stand in its way.
 
 from __future__ import annotations
 
-import argparse
-
-from bench.figures import Rounds, aim
+from bench.figures import Rounds, aim, options_of
 from bench.ours import Campaign, engine, relay
 from bench.peers import need, place, postfix, source
 
@@ -20,12 +18,7 @@ AIM = 1.0
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=20_000)
-    parser.add_argument("--bytes", type=int, default=4096, help="size of a whole message")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=20)
-    options = parser.parse_args()
+    options = options_of(__doc__, 20_000).parse_args()
     need("smtp-source", "postfix", root=True)
     rates = Rounds("messages a second")
     with (

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.figures import Rounds, aim
+from bench.figures import Rounds, aim, options_of
 from bench.ours import Campaign, engine, relay
 from bench.peers import certificate, our_sink, place, postfix
 
@@ -47,11 +47,7 @@ def add_server_option(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--messages", type=int, default=40_000)
-    parser.add_argument("--bytes", type=int, default=4096, help="size of a whole message")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=20)
+    parser = options_of(__doc__, 40_000)
     add_server_option(parser)
     options = parser.parse_args()
     rates, cpu = Rounds("messages a second"), Rounds("CPU of the engine, us a message")
