@@ -142,9 +142,10 @@ class Composer:
             raise MissingField(self._email_field, "the envelope")
         to = address(text)
         try:
-            values = [*self._pick(fields), text.strip()]
+            values = [*self._pick(fields)]
         except KeyError:  # a name that is not a column
-            values = [*map(fields.get, self._wanted), text.strip()]
+            values = [*map(fields.get, self._wanted)]
+        values.append(text.strip())
         encoded = quick.encode(values)
         if encoded is None:
             return self.compose_whole(fields, key, date_s)
